@@ -1,0 +1,29 @@
+# The two commands of the README, and what they rest on. Needs Python 3.11, git, and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart test lint lock clean
+
+quickstart: .venv/installed  ## make the houses, export, train, evaluate: the embedded default
+	$(BIN)/python -m habitat_baselines.run --config-name=vlnr1_sft
+
+test: .venv/installed  ## the whole test suite
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements/bootstrap.txt requirements/locked.txt pyproject.toml embedded_sim/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("habitat-vlnr1 needs Python 3.11, but %s is %d.%d: install it or run make PYTHON=/path/to/python3.11" % (sys.executable, *v))'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/locked.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e . -e embedded_sim
+	touch $@
+
+lock:  ## pin and hash every dependency anew
+	echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header -p 3.11 - -o requirements/bootstrap.txt
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header -p 3.11 --no-emit-package habitat-embedded-sim \
+		--extra dev pyproject.toml embedded_sim/pyproject.toml -o requirements/locked.txt
+
+clean:  ## everything that was made, except the data folder
+	rm -rf .venv outputs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,75 @@
+"""What the model is asked: instruction, history frames, current frame, options.
+
+One template serves export, training, evaluation and reinforcement, so that what is trained is what is asked. The
+instruction stands before the frames, so that the text before the first frame that changes can be reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from habitat_vlnr1.actions import ActionSpace
+
+IMAGE: dict[str, str] = {"type": "image"}
+Message = dict[str, Any]
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _vln_ego(instruction: str, num_history: int, num_actions: int, space: ActionSpace) -> list[Message]:
+    """The prompt of VLN-Ego as its authors released it, with the angles that the simulator really turns."""
+    head = (
+        "Imagine you are a robot designed for navigation tasks. "
+        f"Your instruction is '{instruction}'.\nYou are provided with:\n- Historical observations: "
+    )
+    options = "\n".join(f"{option}." for option in space.options())
+    example = space.format([1, 2, 3, 0])
+    tail = (
+        f"\n\nYour task is to select the next {num_actions} actions based on this information.\n"
+        f"Options:\n{options}\n\nAnswer the formatting requirements:\n"
+        f"1. must contain {num_actions} action predictions\n2. use full option text\n"
+        f"3. be separated by commas\n4. example: {example}"
+    )
+    return [
+        {
+            "role": "user",
+            "content": [_text(head), *[IMAGE] * num_history, _text("\n- Current observation: "), IMAGE, _text(tail)],
+        }
+    ]
+
+
+def _compact(instruction: str, num_history: int, num_actions: int, space: ActionSpace) -> list[Message]:
+    """A few words around instruction and frames: for small models, which learn the options from the data."""
+    content = [_text(f"{instruction} Seen: "), *[IMAGE] * num_history, _text(" Now: "), IMAGE]
+    if not num_history:
+        content = [_text(f"{instruction} Now: "), IMAGE]
+    return [{"role": "user", "content": content}]
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A named way to ask.
+
+    `messages(instruction, num_history, num_actions, space)` gives chat messages for `apply_chat_template`: the
+    content is a list of text and image parts, history images in order of time, the current image last.
+    """
+
+    name: str
+    messages: Callable[[str, int, int, ActionSpace], list[Message]]
+
+
+TEMPLATES = {
+    "vln_ego": PromptTemplate("vln_ego", _vln_ego),
+    "compact": PromptTemplate("compact", _compact),
+}
+
+
+def get_template(name: str) -> PromptTemplate:
+    """Look a template up by its name in the config."""
+    if name not in TEMPLATES:
+        raise ValueError(f"unknown prompt template {name!r}; choose one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]

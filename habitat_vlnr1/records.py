@@ -1,0 +1,297 @@
+"""VLN-Ego on disk, and the training records seen through it.
+
+A VLN-Ego folder holds episodes, not records::
+
+    meta.json               what was exported: protocol, split, expert, format
+    episodes*.jsonl         one line per episode (several files when the export was split over processes)
+    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step
+
+`actions[i]` is the action taken at frame i, and the last one is STOP, so there are as many frames as actions. A
+record is a *view*, made when it is read: at frame i the model sees what the memory chooses of v_0 … v_{i-1}, and v_i;
+its answer is `actions[i : i+n]` padded with STOP. So memory, n and prompt can change without a new export.
+
+Example:
+    >>> ego = VLNEgo("data/vln_ego/embedded/train")                                       # doctest: +SKIP
+    >>> record = ego.records(make_memory("long_short"), num_actions=6)[0]                 # doctest: +SKIP
+    >>> record.instruction, record.frames, record.answer                                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from habitat_vlnr1.actions import Action, next_actions
+from habitat_vlnr1.memory import Memory
+
+FORMAT = 1
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_JPEG_END = b"\xff\xd9"
+
+
+class RecordError(ValueError):
+    """Data on disk that is not what it should be; the message names file, place and remedy."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One expert trajectory: a line of `episodes.jsonl`.
+
+    Args:
+        episode_id: unique in the folder; a file name (letters, digits, `_`, `-`, `.`).
+        scene: the scene's short name, a file name too.
+        instruction: what the agent was told.
+        actions: numbers of `Action`, one per frame; the last is STOP.
+        info: provenance, kept as it is (trajectory id, expert, success, distance to goal in metres, …).
+        descriptions: what each frame shows, in words; empty unless the export was asked for it.
+    """
+
+    episode_id: str
+    scene: str
+    instruction: str
+    actions: tuple[int, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+    descriptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (self.episode_id, self.scene):
+            if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+                raise RecordError(f"episode {self.episode_id!r}: {name!r} cannot be a folder name")
+        if not self.actions or self.actions[-1] != Action.STOP or Action.STOP in self.actions[:-1]:
+            raise RecordError(f"episode {self.episode_id}: actions must end with the one STOP (0)")
+        if any(action not in (0, 1, 2, 3) for action in self.actions):
+            raise RecordError(f"episode {self.episode_id}: actions must be 0, 1, 2 or 3")
+        if self.descriptions and len(self.descriptions) != len(self.actions):
+            raise RecordError(
+                f"episode {self.episode_id}: {len(self.descriptions)} descriptions for {len(self.actions)} frames"
+            )
+
+    def frame(self, step: int) -> str:
+        """Path of frame `step` relative to the folder."""
+        return f"frames/{self.scene}/{self.episode_id}/{step:04d}.jpg"
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Episode:
+        return cls(
+            row["episode_id"],
+            row["scene"],
+            row["instruction"],
+            tuple(row["actions"]),
+            row.get("info", {}),
+            tuple(row.get("descriptions", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training record: what is seen at `step` and what the expert did next.
+
+    Args:
+        episode: the trajectory it belongs to.
+        step: the index i of the current frame.
+        history: steps of the history frames, ascending, all smaller than `step`.
+        frames: files of the history frames and, last, of the current one.
+        answer: the next n actions, padded with STOP.
+    """
+
+    episode: Episode
+    step: int
+    history: tuple[int, ...]
+    frames: tuple[Path, ...]
+    answer: tuple[Action, ...]
+
+    @property
+    def instruction(self) -> str:
+        return self.episode.instruction
+
+
+class VLNEgo:
+    """An exported folder, opened for reading: all its episode lines, none of its frames.
+
+    Raises:
+        RecordError: the folder, a line or a frame is missing or broken; the message says where and what to do.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root)
+        meta = self.root / "meta.json"
+        if not meta.is_file():
+            raise RecordError(f"no VLN-Ego data in {self.root} (no meta.json): run --config-name=vlnr1_export first")
+        try:
+            self.meta: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecordError(f"{meta}: not JSON ({error}); delete the folder and export again") from None
+        if self.meta.get("format") != FORMAT:
+            raise RecordError(f"{meta}: format {self.meta.get('format')!r}, but this version reads {FORMAT}")
+        self.episodes = self._read_episodes()
+
+    def _read_episodes(self) -> list[Episode]:
+        episodes: dict[str, Episode] = {}
+        for file in sorted(self.root.glob("episodes*.jsonl")):
+            for episode in read_episode_lines(file):
+                if episode.episode_id in episodes:
+                    raise RecordError(f"{file}: episode {episode.episode_id} stands in the folder twice")
+                episodes[episode.episode_id] = episode
+        if not episodes:
+            raise RecordError(f"{self.root}: no episodes; run --config-name=vlnr1_export to fill it")
+        return list(episodes.values())
+
+    def check_frames(self) -> None:
+        """Look at every frame file's end, so that a missing or cut JPEG is found before training starts."""
+        for episode in self.episodes:
+            for step in range(len(episode.actions)):
+                check_jpeg(self.root / episode.frame(step))
+
+    def records(self, memory: Memory, num_actions: int, label_offset: int = 0) -> Records:
+        """The folder seen as training records; `label_offset=1` labels as the authors' release does."""
+        return Records(self, memory, num_actions, label_offset)
+
+
+class Records(Sequence[Record]):
+    """Every step of every episode as a `Record`; nothing is stored but where each episode starts."""
+
+    def __init__(self, ego: VLNEgo, memory: Memory, num_actions: int, label_offset: int = 0):
+        self.ego = ego
+        self.memory = memory
+        self.num_actions = num_actions
+        self.label_offset = label_offset
+        self._ends = np.cumsum([len(episode.actions) for episode in ego.episodes])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, index: int) -> tuple[Episode, int]:
+        """Episode and step of record `index`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        episode = self.ego.episodes[which]
+        return episode, index - int(self._ends[which]) + len(episode.actions)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        episode, step = self.locate(index)
+        history = tuple(self.memory.select(step))
+        frames = tuple(self.ego.root / episode.frame(i) for i in (*history, step))
+        answer = next_actions(episode.actions, step + self.label_offset, self.num_actions)
+        return Record(episode, step, history, frames, answer)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+
+class EpisodeWriter:
+    """Writes a VLN-Ego folder episode by episode; stopping it at any moment loses at most the episode in hand.
+
+    An episode's line is written after its frames, so a line means that the episode is whole. Opening an existing
+    folder drops a half-written last line and goes on; `done` then holds the finished episode ids.
+
+    Args:
+        root: the folder.
+        meta: what is exported; an existing folder must have been made with the same.
+        shard: names this process's file `episodes-<shard>.jsonl` when several write into one folder.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], meta: dict[str, Any], shard: str = ""):
+        self.root = Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._write_meta({"format": FORMAT, **meta})
+        self.file = self.root / (f"episodes-{shard}.jsonl" if shard else "episodes.jsonl")
+        drop_half_line(self.file)
+        self.done = {episode.episode_id for episode in read_episode_lines(self.file)} if self.file.exists() else set()
+        self._lines = self.file.open("a", encoding="utf-8")
+
+    def _write_meta(self, meta: dict[str, Any]) -> None:
+        meta = json.loads(json.dumps(meta))
+        path = self.root / "meta.json"
+        if path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(key for key in {*old, *meta} if old.get(key) != meta.get(key))
+            if changed:
+                key = changed[0]
+                raise RecordError(
+                    f"{self.root} was exported with {key}={old.get(key)!r}, now {key}={meta.get(key)!r}: "
+                    "choose another vlnr1.data.root or delete the folder"
+                )
+            return
+        write_atomically(path, json.dumps(meta, indent=2).encode())
+
+    def write(self, episode: Episode, jpegs: Sequence[bytes]) -> None:
+        """Write one whole episode: `jpegs[i]` is the encoded frame at which `actions[i]` was taken."""
+        if len(jpegs) != len(episode.actions):
+            raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
+        if episode.episode_id in self.done:
+            raise RecordError(f"episode {episode.episode_id} is already in {self.file}")
+        (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
+        for step, jpeg in enumerate(jpegs):
+            (self.root / episode.frame(step)).write_bytes(jpeg)
+        row = asdict(episode)
+        if not episode.descriptions:
+            del row["descriptions"]
+        self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._lines.flush()
+        self.done.add(episode.episode_id)
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Counts of an export: episodes, records and how often each action was taken."""
+    histogram = Counter(Action(action).name.lower() for episode in episodes for action in episode.actions)
+    return {
+        "episodes": len(episodes),
+        "records": histogram.total(),
+        "actions": {action.name.lower(): histogram[action.name.lower()] for action in Action},
+    }
+
+
+def read_episode_lines(file: Path) -> Iterator[Episode]:
+    """Episodes of one `episodes*.jsonl`; a broken line is an error that names it."""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield Episode.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                what = f"no key {error}" if isinstance(error, KeyError) else error
+                raise RecordError(f"{file}, line {number}: {what}; delete the line and export again") from None
+
+
+def check_jpeg(path: Path) -> None:
+    """Raise RecordError when a frame is missing, empty or cut off."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+            file.seek(-2, os.SEEK_END)
+            end = file.read(2)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: frame is missing; delete the episode's line and export again") from None
+    except OSError:
+        raise RecordError(f"{path}: frame is empty; delete the episode's line and export again") from None
+    if start != b"\xff\xd8" or end != _JPEG_END:
+        raise RecordError(f"{path}: frame is not a whole JPEG; delete the episode's line and export again")
+
+
+def drop_half_line(file: Path) -> None:
+    """Cut what an interrupted writer left after the last newline of a JSON-lines file."""
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(file, whole)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

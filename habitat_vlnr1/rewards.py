@@ -1,0 +1,76 @@
+"""Rewards of recorded actions, as plain functions with TRL's signature.
+
+Each takes the group's `completions` (texts, or chat messages) and the data set's columns, and returns one reward per
+completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`).
+
+An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
+
+Example:
+    >>> time_decayed(["A. Move forward 25 cm, D. Stop"], actions=[[1, 2]], gamma=0.5)
+    [1.0]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from habitat_vlnr1.actions import LETTERS, SEPARATOR, Action
+
+_PART = re.compile(r"([A-D])\. \S.*")
+
+
+def matches(completion: Any, recorded: Sequence[int]) -> list[bool] | None:
+    """[a_{t+k} = a*_{t+k}] for k = 0 … n-1, or None when the completion is not exactly n actions."""
+    answered = _actions_of(completion)
+    if answered is None or len(answered) != len(recorded):
+        return None
+    return [got == want for got, want in zip(answered, recorded, strict=True)]
+
+
+def _actions_of(completion: Any) -> list[Action] | None:
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    if not isinstance(text, str):
+        text = "".join(part.get("text", "") for part in text)
+    parts = [_PART.fullmatch(part) for part in text.strip().removesuffix(".").split(SEPARATOR)]
+    return [LETTERS[part.group(1)] for part in parts] if all(parts) else None  # type: ignore[union-attr]
+
+
+def _rewards(
+    completions: Sequence[Any], actions: Sequence[Sequence[int]], weigh: Callable[[list[bool]], float]
+) -> list[float]:
+    if len(completions) != len(actions):
+        raise ValueError(f"{len(completions)} completions but {len(actions)} rows of recorded actions")
+    hits = [matches(completion, recorded) for completion, recorded in zip(completions, actions, strict=True)]
+    return [0.0 if hit is None else float(weigh(hit)) for hit in hits]
+
+
+def time_decayed(
+    completions: Sequence[Any], actions: Sequence[Sequence[int]], gamma: float = 0.9, **columns: Any
+) -> list[float]:
+    """Time-Decayed Reward, eq. 9: sum over k of gamma^k [a_{t+k} = a*_{t+k}]."""
+    return _rewards(completions, actions, lambda hit: sum(gamma**k for k, ok in enumerate(hit) if ok))
+
+
+def uniform(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """Every future position counts the same: eq. 9 with gamma = 1."""
+    return _rewards(completions, actions, sum)
+
+
+def linear(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """Weights fall linearly from 1 to 1/n: sum over k of (1 - k/n) [a_{t+k} = a*_{t+k}]."""
+    return _rewards(completions, actions, lambda hit: sum(1 - k / len(hit) for k, ok in enumerate(hit) if ok))
+
+
+def hard(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """1 when the whole sequence is right, else 0."""
+    return _rewards(completions, actions, all)
+
+
+REWARDS: dict[str, Callable[..., list[float]]] = {
+    "time_decayed": time_decayed,
+    "uniform": uniform,
+    "linear": linear,
+    "hard": hard,
+}

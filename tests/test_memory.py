@@ -1,0 +1,84 @@
+import doctest
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from habitat_vlnr1 import memory
+from habitat_vlnr1.memory import STRATEGIES, LongShort, make_memory
+
+GROUND = [
+    ("long_short", {}),
+    ("long_short", {"budget": 4, "short_window": 3, "short_stride": 2, "long_stride": 3}),
+    ("anchored", {}),
+    ("anchored", {"budget": 5, "short_window": 2, "long_stride": 2}),
+    ("uniform", {"budget": 8}),
+    ("uniform", {"budget": 16}),
+    ("exponential", {}),
+    ("current", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), GROUND)
+def test_every_strategy_keeps_its_promises_for_all_t(name, params):
+    chooser = make_memory(name, **params)
+    for t in range(501):
+        steps = chooser.select(t)
+        assert len(steps) <= chooser.budget
+        assert steps == sorted(set(steps))
+        assert all(0 <= step < t for step in steps)
+        if t and name != "current":
+            assert steps[0] == 0
+            assert steps[-1] == t - 1
+
+
+@given(
+    budget=st.integers(2, 32),
+    window=st.integers(1, 40),
+    d1=st.integers(1, 8),
+    d2=st.integers(2, 40),
+    t=st.integers(0, 500),
+)
+def test_long_short_is_equation_6(budget, window, d1, d2, t):
+    if d2 <= d1 or -(-window // d1) >= budget:
+        with pytest.raises(ValueError, match="LongShort"):
+            LongShort(budget, window, d1, d2)
+        return
+    steps = LongShort(budget, window, d1, d2).select(t)
+    short = {t - 1 - k * d1 for k in range(window) if k * d1 < window and t - 1 - k * d1 >= 0}
+    boundary = t - window
+    stride = d2
+    while boundary > 0 and len(short) + len({0, *range(boundary - stride, 0, -stride)}) > budget:
+        stride += 1
+    long = {0, *range(boundary - stride, 0, -stride)} if t else set()
+    assert set(steps) == short | long
+    assert len(steps) <= budget
+
+
+def test_uniform_is_the_released_linspace():
+    for t in range(1, 501):
+        expected = np.linspace(0, t - 1, min(t, 16)).round(9).astype(int)
+        assert make_memory("uniform", budget=16).select(t) == expected.tolist()
+
+
+def test_anchored_grid_does_not_slide():
+    chooser = make_memory("anchored", budget=16, short_window=4, long_stride=4)
+    assert chooser.select(40)[:9] == chooser.select(41)[:9] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+
+
+def test_exponential_gets_denser_towards_now():
+    gaps = np.diff(make_memory("exponential", budget=8).select(200))
+    assert (np.diff(gaps) <= 0).all()
+
+
+def test_bad_configuration_is_one_clear_line():
+    with pytest.raises(ValueError, match="unknown memory strategy 'long'; choose one of long_short"):
+        make_memory("long")
+    with pytest.raises(ValueError, match="'uniform' has no parameter 'long_stride'; it has budget"):
+        make_memory("uniform", long_stride=3)
+    assert set(STRATEGIES) == {"long_short", "anchored", "uniform", "exponential", "current"}
+
+
+def test_docstring_example():
+    assert doctest.testmod(memory).failed == 0

@@ -1,0 +1,28 @@
+import pytest
+
+from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.prompt import TEMPLATES, get_template
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("num_history", [0, 1, 16])
+def test_history_then_current_frame(name, num_history):
+    messages = get_template(name).messages("Go to the lamp.", num_history, 6, ActionSpace())
+    content = messages[-1]["content"]
+    assert sum(part["type"] == "image" for part in content) == num_history + 1
+    text_before_images = content[0]["text"]
+    assert "Go to the lamp." in text_before_images
+    assert all(part["type"] in ("text", "image") for part in content)
+
+
+def test_vln_ego_names_the_angle_really_turned():
+    messages = get_template("vln_ego").messages("Go.", 2, 6, ActionSpace(turn_angle=15))
+    text = "".join(part.get("text", "<image>") for part in messages[0]["content"])
+    assert "B. Turn left 15 degrees." in text
+    assert "the next 6 actions" in text
+    assert "30 degrees" not in text
+
+
+def test_unknown_template_names_the_known():
+    with pytest.raises(ValueError, match="unknown prompt template 'x'; choose one of vln_ego, compact"):
+        get_template("x")

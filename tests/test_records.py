@@ -1,0 +1,140 @@
+import json
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from habitat_vlnr1.actions import Action
+from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, VLNEgo, summarize
+
+META = {"split": "train", "protocol": {"turn_angle": 30}}
+
+
+def jpeg(level: int) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8), (level, level, level)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def episode(name: str, actions: list[int]) -> Episode:
+    return Episode(name, "house", f"Walk {name}.", tuple(actions), {"trajectory_id": name})
+
+
+@pytest.fixture
+def root(tmp_path):
+    writer = EpisodeWriter(tmp_path / "ego", META)
+    for name, actions in (("1", [1, 2, 1, 0]), ("2", [3, 0])):
+        writer.write(episode(name, actions), [jpeg(i) for i in range(len(actions))])
+    writer.close()
+    return tmp_path / "ego"
+
+
+def test_every_step_is_a_record_and_stop_is_never_lost(root):
+    ego = VLNEgo(root)
+    ego.check_frames()
+    records = list(ego.records(make_memory("uniform", budget=2), num_actions=2))
+    assert [(r.episode.episode_id, r.step) for r in records] == [
+        ("1", 0),
+        ("1", 1),
+        ("1", 2),
+        ("1", 3),
+        ("2", 0),
+        ("2", 1),
+    ]
+    assert [r.answer for r in records] == [(1, 2), (2, 1), (1, 0), (0, 0), (3, 0), (0, 0)]
+    assert records[3].history == (0, 2)
+    assert [path.name for path in records[3].frames] == ["0000.jpg", "0002.jpg", "0003.jpg"]
+    assert records[4].frames == (root / "frames/house/2/0000.jpg",)
+    assert records[4].instruction == "Walk 2."
+
+
+def test_released_labels_are_shifted_by_one(root):
+    records = VLNEgo(root).records(make_memory("current"), num_actions=2, label_offset=1)
+    assert records[0].answer == (2, 1)
+
+
+def test_negative_and_impossible_indices(root):
+    records = VLNEgo(root).records(make_memory("current"), 1)
+    assert records[-1].episode.episode_id == "2"
+    with pytest.raises(IndexError):
+        records[6]
+
+
+def test_an_interrupted_export_goes_on(root):
+    with (root / "episodes.jsonl").open("a") as file:
+        file.write('{"episode_id": "3", "scen')
+    writer = EpisodeWriter(root, META)
+    assert writer.done == {"1", "2"}
+    writer.write(episode("3", [0]), [jpeg(0)])
+    writer.close()
+    assert [e.episode_id for e in VLNEgo(root).episodes] == ["1", "2", "3"]
+
+
+def test_another_protocol_is_not_mixed_in(root):
+    with pytest.raises(RecordError, match=r"exported with protocol=.*30.*choose another vlnr1.data.root"):
+        EpisodeWriter(root, {**META, "protocol": {"turn_angle": 15}})
+
+
+def test_summary_counts_every_action(root):
+    assert summarize(VLNEgo(root).episodes) == {
+        "episodes": 2,
+        "records": 6,
+        "actions": {"stop": 2, "forward": 2, "left": 1, "right": 1},
+    }
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", 7])
+def test_ids_cannot_leave_the_folder(name):
+    with pytest.raises(RecordError, match="cannot be a folder name"):
+        Episode(name, "house", "Go.", (0,))
+
+
+@pytest.mark.parametrize("actions", [(), (1,), (0, 1, 0), (5, 0)])
+def test_actions_end_with_the_one_stop(actions):
+    with pytest.raises(RecordError, match="actions must"):
+        Episode("1", "house", "Go.", actions)
+
+
+def test_missing_folder_says_what_to_run(tmp_path):
+    with pytest.raises(RecordError, match="run --config-name=vlnr1_export first"):
+        VLNEgo(tmp_path)
+
+
+@pytest.mark.parametrize(("line", "message"), [("{", "line 3"), ('{"scene": "h"}', "no key 'episode_id'")])
+def test_a_malformed_line_is_named(root, line, message):
+    with (root / "episodes.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RecordError, match=message):
+        VLNEgo(root)
+
+
+def test_an_episode_twice_is_an_error(root):
+    first = (root / "episodes.jsonl").read_text().splitlines()[0]
+    (root / "episodes-1.jsonl").write_text(first + "\n")
+    with pytest.raises(RecordError, match="episode 1 stands in the folder twice"):
+        VLNEgo(root)
+
+
+def test_missing_and_cut_frames_are_named(root):
+    frame = root / "frames/house/1/0002.jpg"
+    whole = frame.read_bytes()
+    frame.write_bytes(whole[:-10])
+    with pytest.raises(RecordError, match=r"0002.jpg: frame is not a whole JPEG"):
+        VLNEgo(root).check_frames()
+    frame.write_bytes(b"")
+    with pytest.raises(RecordError, match="is empty"):
+        VLNEgo(root).check_frames()
+    frame.unlink()
+    with pytest.raises(RecordError, match="is missing"):
+        VLNEgo(root).check_frames()
+
+
+def test_meta_of_another_format_is_refused(root):
+    (root / "meta.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(RecordError, match="format 99"):
+        VLNEgo(root)
+
+
+def test_actions_are_the_enum(root):
+    assert VLNEgo(root).records(make_memory("current"), 1)[0].answer == (Action.FORWARD,)

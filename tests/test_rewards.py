@@ -1,0 +1,51 @@
+import doctest
+
+import pytest
+
+from habitat_vlnr1 import rewards
+from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.rewards import REWARDS, hard, linear, time_decayed, uniform
+
+SPACE = ActionSpace()
+RIGHT = SPACE.format([1, 2, 3])
+FIRST_ONLY = SPACE.format([1, 1, 1])
+LAST_ONLY = SPACE.format([3, 3, 3])
+RECORDED = [1, 2, 3]
+
+
+def test_time_decayed_is_equation_9():
+    got = time_decayed([RIGHT, FIRST_ONLY, LAST_ONLY], actions=[RECORDED] * 3, gamma=0.5)
+    assert got == pytest.approx([1 + 0.5 + 0.25, 1.0, 0.25])
+
+
+def test_the_others():
+    columns = {"actions": [RECORDED] * 3}
+    completions = [RIGHT, FIRST_ONLY, LAST_ONLY]
+    assert uniform(completions, **columns) == [3, 1, 1]
+    assert linear(completions, **columns) == pytest.approx([1 + 2 / 3 + 1 / 3, 1, 1 / 3])
+    assert hard(completions, **columns) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("text", ["", "go on", SPACE.format([1, 2]), SPACE.format([1, 2, 3, 1]), RIGHT + ", E. Fly"])
+def test_not_exactly_n_actions_earns_nothing(name, text):
+    assert REWARDS[name]([text], actions=[RECORDED]) == [0.0]
+
+
+def test_chat_completions_and_foreign_columns_are_taken():
+    message = [{"role": "assistant", "content": RIGHT}]
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": RIGHT}]}]
+    assert uniform([message, parts], actions=[RECORDED] * 2, prompts=["p"] * 2, trainer_state=None) == [3, 3]
+
+
+def test_words_of_another_angle_count_by_their_letter():
+    assert uniform([ActionSpace(turn_angle=15).format([1, 2, 3])], actions=[RECORDED]) == [3]
+
+
+def test_row_count_must_match():
+    with pytest.raises(ValueError, match="2 completions but 1 rows"):
+        uniform([RIGHT, RIGHT], actions=[RECORDED])
+
+
+def test_docstring_example():
+    assert doctest.testmod(rewards).failed == 0
