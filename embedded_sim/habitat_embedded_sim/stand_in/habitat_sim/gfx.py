@@ -1,0 +1,6 @@
+"""Stand-in for `habitat_sim.gfx`: importable only."""
+
+from habitat_embedded_sim.unsupported import add_placeholders, missing_attribute
+
+add_placeholders(globals(), "DebugLineRender")
+__getattr__ = missing_attribute(__name__)

@@ -1,0 +1,16 @@
+"""Stand-in for `habitat_sim.nav`: the path finder and the greedy follower."""
+
+from habitat_embedded_sim.unsupported import missing_attribute
+
+from .follower import GreedyFollowerCodes, GreedyGeodesicFollower
+from .pathfinder import MultiGoalShortestPath, NavMeshSettings, PathFinder, ShortestPath
+
+__getattr__ = missing_attribute(__name__)
+__all__ = [
+    "GreedyFollowerCodes",
+    "GreedyGeodesicFollower",
+    "MultiGoalShortestPath",
+    "NavMeshSettings",
+    "PathFinder",
+    "ShortestPath",
+]

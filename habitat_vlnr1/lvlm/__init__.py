@@ -1,0 +1,1 @@
+"""The model side: checkpoints, inputs, decoding and the tiny offline model. Knows Transformers, never Habitat."""

@@ -1,0 +1,241 @@
+"""Checkpoints: Hugging Face folders (safetensors, processor) with one small JSON of ours, `vlnr1.json`, beside them.
+
+`vlnr1.json` says under which words and angles the model was trained, so that it is not asked under others unnoticed.
+
+Use:
+    >>> model, processor = load("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16", device="cuda")   # doctest: +SKIP
+    >>> save("results/sft/final", model, processor, ModelCard(space=ActionSpace(), num_actions=6))  # doctest: +SKIP
+    >>> check_card(read_card("results/sft/final"), ActionSpace(turn_angle=15))                   # doctest: +SKIP
+    CheckpointError: this checkpoint was trained with turn_angle 30, but the simulator is configured with 15 …
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.records import write_atomically
+from habitat_vlnr1.records import write_atomically
+
+CARD_FILE = "vlnr1.json"
+CARD_FORMAT = 1
+ADAPTER_FILE = "adapter_config.json"
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, broken, or of another kind than needed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint was trained for.
+
+    Args:
+        space: step length and turn angle of the simulator, hence the words of the actions.
+        num_actions: n, how many actions an answer holds.
+        template: name of the prompt template.
+        memory: strategy and parameters of the memory, e.g. `{"strategy": "long_short", "budget": 16}`.
+        max_pixels: the most pixels of a frame; None means the processor's own limit.
+        info: provenance, kept as it is (data, base model, …).
+    """
+
+    space: ActionSpace = field(default_factory=ActionSpace)
+    num_actions: int = 6
+    template: str = "vln_ego"
+    memory: dict[str, Any] = field(default_factory=dict)
+    max_pixels: int | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": CARD_FORMAT,
+            "forward_step": self.space.forward_step,
+            "turn_angle": self.space.turn_angle,
+            "num_actions": self.num_actions,
+            "template": self.template,
+            "memory": self.memory,
+            "max_pixels": self.max_pixels,
+            "info": self.info,
+        }
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> ModelCard:
+        if row.get("format") != CARD_FORMAT:
+            raise ValueError(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
+        return cls(
+            space=ActionSpace(row["forward_step"], row["turn_angle"]),
+            num_actions=row["num_actions"],
+            template=row["template"],
+            memory=row["memory"],
+            max_pixels=row["max_pixels"],
+            info=row.get("info", {}),
+        )
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    adapter: str | os.PathLike[str] | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL and its processor, from safetensors only, without remote code.
+
+    Args:
+        path: a folder or a Hugging Face id; a folder of a PEFT adapter loads its base model and merges it.
+        dtype: `float32`, `bfloat16`, … or `auto` for what the checkpoint holds.
+        device: where the model goes.
+        adapter: a PEFT adapter's folder or id, merged into the weights.
+        attn_implementation: `sdpa`, `flash_attention_2`, …; None lets Transformers choose.
+
+    Returns:
+        The model in evaluation mode and its processor.
+
+    Raises:
+        CheckpointError: nothing there, an unsupported model, weights that are not safetensors.
+    """
+    source = _existing(path)
+    if adapter is None and (Path(source) / ADAPTER_FILE).is_file():
+        adapter, source = source, _existing(_base_of_adapter(Path(source)))
+    kind = _quietly(AutoConfig.from_pretrained, source).model_type
+    if kind not in SUPPORTED:
+        raise CheckpointError(
+            f"{source}: model type {kind!r} is not supported; it must be one of {', '.join(SUPPORTED)}"
+        )
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    model = _quietly(AutoModelForImageTextToText.from_pretrained, source, **options)
+    # An adapter folder that we wrote has the processor too (with the pixel limit that was trained with).
+    own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
+    processor = _quietly(AutoProcessor.from_pretrained, os.fspath(adapter) if own else source)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = _quietly(PeftModel.from_pretrained, model, _existing(adapter)).merge_and_unload()
+    return model.to(device).eval(), processor
+
+
+def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: ProcessorMixin, card: ModelCard) -> Path:
+    """Write a checkpoint whole or not at all; a PEFT model writes its adapter only.
+
+    Everything goes into a hidden folder beside, which then takes the name. An existing checkpoint stands aside
+    as `<name>.old` for that moment and is put back when the renaming fails.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        new.chmod(0o777 & ~_umask())
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
+        write_card(new, card)
+        _take_the_place(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
+    """Put our JSON beside a checkpoint that something else (the Trainer) has written."""
+    text = json.dumps(card.to_json(), indent=2) + "\n"
+    write_atomically(Path(folder) / CARD_FILE, text.encode())
+
+
+def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
+    """Put the card into a checkpoint folder."""
+    write_atomically(Path(folder) / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+
+
+def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
+    """The card of a checkpoint folder; None for checkpoints without one (released models, hub ids)."""
+    file = Path(path) / CARD_FILE
+    if not file.is_file():
+        return None
+    try:
+        return ModelCard.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{file}: {what}; restore the file or save the checkpoint again") from None
+
+
+def check_card(card: ModelCard | None, space: ActionSpace, *, allow: bool = False) -> None:
+    """Refuse a checkpoint whose actions mean something else in the configured simulator.
+
+    Args:
+        card: from `read_card`; None (a model without a card) passes, as nothing is known.
+        space: the configured simulator's.
+        allow: True lets it pass all the same.
+
+    Raises:
+        CheckpointError: forward step or turn angle differ.
+    """
+    if card is None or allow:
+        return
+    for name in ("turn_angle", "forward_step"):
+        trained, configured = getattr(card.space, name), getattr(space, name)
+        if abs(trained - configured) > 1e-6:
+            raise CheckpointError(
+                f"this checkpoint was trained with {name} {trained:g}, but the simulator is configured with "
+                f"{configured:g}: choose the protocol it was trained with, or allow the mismatch explicitly"
+            )
+
+
+def _existing(path: str | os.PathLike[str]) -> str:
+    """The path or hub id as a string; an error when it looks like a folder and holds no checkpoint."""
+    text = os.fspath(path)
+    folder = Path(text)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+            raise CheckpointError(f"{text}: a folder without config.json, so no checkpoint; check model.path")
+    elif folder.is_absolute() or text.startswith(".") or text.count("/") != 1 or folder.parent.is_dir():
+        raise CheckpointError(f"{text}: no such checkpoint folder; train it first or check the path")
+    return text
+
+
+def _base_of_adapter(folder: Path) -> str:
+    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(f"{folder / ADAPTER_FILE}: no base_model_name_or_path; load the base and pass adapter=")
+    return base
+
+
+def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a `from_pretrained`, with its errors as one line that names the source."""
+    try:
+        return function(*args, **kwargs)
+    except (OSError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"cannot load {args[-1]}: {first}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _take_the_place(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

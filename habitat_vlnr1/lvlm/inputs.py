@@ -1,0 +1,297 @@
+"""From what the agent knows to what the model takes: prompts, frames and answers as token and pixel tensors.
+
+Tokens and pixels equal those of `processor.apply_chat_template` and the stock processor, several times faster: every
+prompt text is tokenised once, every frame is cut once, and M-RoPE positions are made here instead of row by row in
+the model.
+
+Use:
+    >>> encoder = PromptEncoder(processor, get_template("compact"), num_actions=6, space=space)   # doctest: +SKIP
+    >>> query = encoder.query("go to the red sofa", [frame_0, frame_1])                           # doctest: +SKIP
+    >>> model.generate(**encoder.prompts([query]), max_new_tokens=64)                             # doctest: +SKIP
+    >>> collate = SFTCollator(encoder, reader=lambda row: records[row["index"]])                  # doctest: +SKIP
+    >>> loss = answer_loss(model, collate([{"index": 0}, {"index": 1}]))                          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ProcessorMixin
+
+from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.lvlm.fast_vision import core_of
+from habitat_vlnr1.lvlm.frames import Frame, FrameCutter, Patches
+from habitat_vlnr1.prompt import PromptTemplate
+
+IGNORED = -100
+END = "<|im_end|>"
+
+
+class Example(Protocol):
+    """What the collator reads: a `Record`, or anything with these three."""
+
+    instruction: str
+    frames: Sequence[Frame]
+    answer: Sequence[Action] | str
+
+
+@dataclass(frozen=True)
+class Described:
+    """An example whose answer is free text, as the vision warm-up has it."""
+
+    instruction: str
+    frames: Sequence[Frame]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """One prompt, ready to be batched.
+
+    Args:
+        ids: token ids [L], the image placeholders repeated as often as the frame has visual tokens.
+        positions: M-RoPE positions [3, L].
+        frames: the cut frames in the order of the prompt (history, then the current one).
+        keys: identities of those frames; None for frames without one.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    frames: tuple[Patches, ...]
+    keys: tuple[Hashable, ...]
+
+
+class PromptEncoder:
+    """Makes model inputs for one template, number of actions and action space.
+
+    Args:
+        processor: a Qwen-VL processor.
+        template: how the question is put.
+        num_actions: n, how many actions are asked for.
+        space: the actions' words.
+        max_pixels: the most pixels of a frame; it becomes the limit of `processor` itself, so that a checkpoint
+            saved with it keeps it. None leaves the processor's own.
+        single_slot: give each patch's pixels once instead of twice (`speed_up_vision` must be applied).
+        cache_mb: memory for cut frames.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        template: PromptTemplate,
+        num_actions: int,
+        space: ActionSpace,
+        *,
+        max_pixels: int | None = None,
+        single_slot: bool = False,
+        cache_mb: float = 1024,
+    ):
+        if max_pixels is not None:
+            limit_pixels(processor, max_pixels)
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.template = template
+        self.num_actions = num_actions
+        self.space = space
+        self.single_slot = single_slot
+        self.cutter = FrameCutter(processor.image_processor, cache_mb)
+        self.image_token = processor.image_token
+        self.image_id = processor.image_token_id
+        self.end_id = self.tokenizer.convert_tokens_to_ids(END)
+        pad = self.tokenizer.pad_token_id
+        self.pad_id = self.end_id if pad is None else pad
+        self._tokenize = functools.lru_cache(maxsize=65536)(self._tokenize_now)
+        self._pieces = functools.lru_cache(maxsize=65536)(self._pieces_now)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Caches stay behind when a worker process that is not forked gets a copy."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_tokenize", "_pieces")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenize = functools.lru_cache(maxsize=65536)(self._tokenize_now)
+        self._pieces = functools.lru_cache(maxsize=65536)(self._pieces_now)
+
+    def query(self, instruction: str, frames: Sequence[Frame], keys: Sequence[Hashable] | None = None) -> Query:
+        """The prompt for an instruction and its frames, history first, the current frame last.
+
+        Args:
+            frames: files or uint8 arrays [H, W, 3]; at least the current one.
+            keys: identities of the frames, such as (rollout, step); files are their own keys.
+        """
+        if not frames:
+            raise ValueError("a prompt needs at least the current frame")
+        keys = [f if not isinstance(f, np.ndarray) else None for f in frames] if keys is None else keys
+        cut = tuple(self.cutter.cut(frame, key) for frame, key in zip(frames, keys, strict=True))
+        ids, positions = self._lay_out(self._pieces(instruction, len(frames) - 1), [patches.grid for patches in cut])
+        return Query(ids, positions, cut, tuple(keys))
+
+    def answer_ids(self, answer: Sequence[Action] | str) -> tuple[int, ...]:
+        """Tokens of an answer (actions in their words, or free text) with the end token, without its newline."""
+        text = answer if isinstance(answer, str) else self.space.format(answer)
+        return (*self._tokenize(text), self.end_id)
+
+    def prompts(
+        self, queries: Sequence[Query], device: torch.device | str = "cpu", *, single_slot: bool | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Left-padded inputs for `generate`; `single_slot` overrides the encoder's own."""
+        rows = [(query.ids, query.positions) for query in queries]
+        batch = self.pad(rows, left=True)
+        del batch["position_ids"]  # `generate` makes its own
+        batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
+        frames = [patches for query in queries for patches in query.frames]
+        single_slot = self.single_slot if single_slot is None else single_slot
+        batch["pixel_values"] = self.cutter.pixel_values(frames, single_slot)
+        batch["image_grid_thw"] = self.cutter.grid_thw(frames)
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def training_batch(
+        self, queries: Sequence[Query], answers: Sequence[tuple[int, ...]], *, distinct: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Right-padded inputs with labels on the answer tokens only.
+
+        Args:
+            answers: from `answer_ids`, one per query.
+            distinct: give each distinct frame's pixels once, with `image_index` (`speed_up_vision` must be applied).
+
+        Returns:
+            input_ids, attention_mask, labels, mm_token_type_ids [B, L]; position_ids [3, B, L]; pixel_values;
+            image_grid_thw [images, 3]; with `distinct` image_index [images].
+        """
+        rows = [_append(query, answer) for query, answer in zip(queries, answers, strict=True)]
+        batch = self.pad(rows, left=False)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for row, query, answer in zip(labels, queries, answers, strict=True):
+            row[len(query.ids) : len(query.ids) + len(answer)] = torch.tensor(answer)
+        batch["labels"] = labels
+        batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
+        frames = [patches for query in queries for patches in query.frames]
+        batch["image_grid_thw"] = self.cutter.grid_thw(frames)
+        if distinct:
+            # Frames are told apart by their cached object: one key, one object (while it stays in the cache).
+            number: dict[int, int] = {}
+            index = [number.setdefault(id(patches), len(number)) for patches in frames]
+            batch["image_index"] = torch.tensor(index)
+            frames = list({id(patches): patches for patches in frames}.values())
+        batch["pixel_values"] = self.cutter.pixel_values(frames, self.single_slot)
+        return batch
+
+    def _pieces_now(self, instruction: str, num_history: int) -> tuple[tuple[int, ...], ...]:
+        """Token ids of the chat text before, between and after its images."""
+        messages = self.template.messages(instruction, num_history, self.num_actions, self.space)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        texts = text.split(self.image_token)
+        if len(texts) != num_history + 2:
+            raise ValueError(
+                f"the prompt has {len(texts) - 1} images for {num_history + 1} frames: "
+                f"does the instruction {instruction!r} contain {self.image_token}?"
+            )
+        return tuple(self._tokenize(piece) for piece in texts)
+
+    def _tokenize_now(self, text: str) -> tuple[int, ...]:
+        # Special tokens are cut out before anything else, so the text beside them tokenises alone as in the whole.
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _lay_out(
+        self, pieces: Sequence[Sequence[int]], grids: Sequence[tuple[int, int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids [L] and M-RoPE positions [3, L] of text pieces with images between them.
+
+        Text advances all three positions by one per token. An image's tokens share one time and count rows and
+        columns from there; the text after it goes on from the larger of its sides.
+        """
+        ids: list[int] = []
+        blocks: list[np.ndarray] = []
+        start = 0
+        for piece, grid in zip(pieces, [*grids, None], strict=True):
+            ids.extend(piece)
+            blocks.append(np.broadcast_to(np.arange(start, start + len(piece)), (3, len(piece))))
+            start += len(piece)
+            if grid is not None:
+                height, width = (side // self.cutter.merge for side in grid)
+                ids.extend([self.image_id] * (height * width))
+                blocks.append(start + _image_positions(height, width))
+                start += max(height, width)
+        return np.array(ids), np.concatenate(blocks, axis=1)
+
+    def pad(self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, left: bool) -> dict[str, torch.Tensor]:
+        """Rows of ids [L] and positions [3, L] as input_ids and attention_mask [B, L], position_ids [3, B, L]."""
+        longest = max(len(ids) for ids, _ in rows)
+        input_ids = np.full((len(rows), longest), self.pad_id)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)
+        positions = np.zeros((3, len(rows), longest), dtype=np.int64)
+        for i, (ids, places) in enumerate(rows):
+            span = slice(longest - len(ids), None) if left else slice(len(ids))
+            input_ids[i, span] = ids
+            mask[i, span] = 1
+            positions[:, i, span] = places
+        tables = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+        return {name: torch.from_numpy(table) for name, table in tables.items()}
+
+
+class SFTCollator:
+    """Turns rows of a dataset into training batches; give it to TRL's `SFTTrainer` or a `DataLoader`.
+
+    Works in forked DataLoader workers; each process keeps the frames it has cut (`PromptEncoder(cache_mb=…)`).
+
+    Args:
+        encoder: makes the inputs.
+        reader: from a row (`{"index": 7}`) to an `Example`, for instance `lambda row: records[row["index"]]`.
+        distinct: encode each distinct frame of a batch once (`speed_up_vision` must be applied).
+    """
+
+    def __init__(
+        self, encoder: PromptEncoder, reader: Callable[[Mapping[str, Any]], Example], *, distinct: bool = False
+    ):
+        self.encoder = encoder
+        self.reader = reader
+        self.distinct = distinct
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        examples = [self.reader(row) for row in rows]
+        queries = [self.encoder.query(example.instruction, example.frames) for example in examples]
+        answers = [self.encoder.answer_ids(example.answer) for example in examples]
+        return self.encoder.training_batch(queries, answers, distinct=self.distinct)
+
+
+def answer_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross entropy over the answer tokens (eq. 7), with logits made for those tokens alone.
+
+    Equals `model(**batch).loss`. The attention mask is left out: behind right padding, causal attention never
+    reaches the padded places from an answer.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    hidden = core_of(model)(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    wanted = labels != IGNORED
+    head = model.get_output_embeddings()
+    return F.cross_entropy(head(hidden[wanted]).float(), labels[wanted])
+
+
+def limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
+    """Make `max_pixels` the largest frame that the processor gives to the model."""
+    images = processor.image_processor
+    cell = (images.patch_size * images.merge_size) ** 2
+    if max_pixels < cell:
+        raise ValueError(f"max_pixels must be at least one visual token, {cell} pixels, got {max_pixels}")
+    images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
+
+
+def _append(query: Query, answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    start = query.positions.max() + 1
+    places = np.broadcast_to(np.arange(start, start + len(answer)), (3, len(answer)))
+    return np.concatenate([query.ids, np.array(answer)]), np.concatenate([query.positions, places], axis=1)
+
+
+@functools.lru_cache(maxsize=256)
+def _image_positions(height: int, width: int) -> np.ndarray:
+    """Time, row and column [3, height*width] of an image's merged tokens."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+    return np.stack([np.zeros_like(rows), rows, columns])

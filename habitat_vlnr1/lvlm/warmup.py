@@ -1,0 +1,122 @@
+"""The vision warm-up of a tiny model: it learns to say what a frame shows, before it learns to walk.
+
+A real Qwen2-VL knows from its pretraining what a red sofa is. A randomly initialised model does not, and the action
+labels of a few thousand steps hardly teach it. So it first answers, for frames of the training episodes, the
+question "Describe." with the description that the export wrote beside each frame, in the same chat layout (template,
+history frames) in which it is asked for actions later.
+
+Use:
+    >>> speed_up_vision(model)                                                            # doctest: +SKIP
+    >>> losses = warm_up(model, encoder, records, steps=400, batch_size=64, learning_rate=2e-3)   # doctest: +SKIP
+
+Nothing is written here: save the model when it returns, and an interrupted warm-up starts over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from habitat_vlnr1.lvlm.inputs import Described, PromptEncoder, SFTCollator, answer_loss
+from habitat_vlnr1.records import Record
+
+QUESTION = "Describe."
+
+
+def warm_up(
+    model: nn.Module,
+    encoder: PromptEncoder,
+    records: Sequence[Record],
+    *,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    warmup_fraction: float = 0.05,
+    workers: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[float]:
+    """Train `model` in place to describe the current frame of each record.
+
+    Args:
+        model: a small model on its device; `speed_up_vision` first makes it faster.
+        encoder: with the template that is used for navigation later.
+        records: training records; those of episodes without descriptions are left out.
+        steps: optimiser steps; samples seen = steps * batch_size.
+        learning_rate: the peak, after a linear rise over `warmup_fraction` of the steps; then a cosine to zero.
+        workers: processes that read frames; 0 reads in this one.
+        seed: of the order of the samples.
+
+    Returns:
+        The loss (mean cross entropy per answer token) of every step.
+
+    Raises:
+        ValueError: no record has a description.
+    """
+    rows = [index for index in range(len(records)) if records[index].episode.descriptions]
+    if not rows:
+        raise ValueError(
+            "the vision warm-up needs descriptions, and no episode has any: export with "
+            "vlnr1.export.describe=true, or switch the warm-up off"
+        )
+    collate = SFTCollator(encoder, lambda row: describe(records[row["index"]]))
+    loader = DataLoader(
+        _Endless(rows, steps * batch_size, seed),
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=4 if workers else None,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_fall(step, steps, warmup_fraction))
+    device = next(model.parameters()).device
+    losses: list[float] = []
+    model.train()
+    bar = tqdm(loader, total=steps, desc="vision warm-up", disable=not progress)
+    for batch in bar:
+        loss = answer_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{sum(losses[-25:]) / len(losses[-25:]):.3f}", refresh=False)
+    model.eval()
+    return losses
+
+
+def describe(record: Record) -> Described:
+    """A record as a question about its current frame."""
+    return Described(QUESTION, record.frames, record.episode.descriptions[record.step])
+
+
+def rise_and_fall(step: int, steps: int, rise: float) -> float:
+    """Factor of the learning rate: linear up over the fraction `rise`, then half a cosine down to zero."""
+    start = max(1, round(steps * rise))
+    if step < start:
+        return (step + 1) / start
+    return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+
+
+class _Endless(torch.utils.data.Dataset[dict[str, Any]]):
+    """`total` rows: the given ones in a new random order each time around."""
+
+    def __init__(self, rows: Sequence[int], total: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        rounds = -(-total // len(rows))
+        orders = [torch.randperm(len(rows), generator=generator) for _ in range(rounds)]
+        self.order = torch.tensor(rows)[torch.cat(orders)[:total]].tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"index": self.order[index]}

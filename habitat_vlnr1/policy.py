@@ -1,0 +1,181 @@
+"""The VLN-R1 policy: a Qwen2-VL that reads the instruction and the chosen frames, and answers with n actions.
+
+Of the n predicted actions the first `execute_horizon` are executed before the model is asked again. Everything that
+it keeps between steps is keyed by the rollout id that travels in the observation (`vlnr1_clock`), so environments may
+pause, reset and be reordered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gym import spaces
+from habitat_baselines.common.baseline_registry import baseline_registry
+from habitat_baselines.rl.ppo.policy import PolicyActionData
+from omegaconf import DictConfig
+from torch import Tensor
+
+from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.baselines import ScriptedPolicy
+from habitat_vlnr1.obs_transform import CLOCK, MEMORY, MEMORY_STEPS
+from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.sim.text import decode_text
+from habitat_vlnr1.trainers.base import newest_checkpoint
+
+if TYPE_CHECKING:  # Transformers takes seconds to import, and every Habitat run registers this module.
+    from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
+
+INSTRUCTION = "vlnr1_instruction"
+MAX_ROLLOUTS = 256
+
+
+@dataclass
+class Plan:
+    """What the model answered at `step`: the actions for this step and the next ones, and the answer's text."""
+
+    step: int
+    actions: tuple[Action, ...]
+    text: str
+
+
+@baseline_registry.register_policy
+class VLNR1Policy(ScriptedPolicy):
+    """Any Qwen2-VL checkpoint as a Habitat policy.
+
+    Args:
+        observation_space: must hold rgb, the instruction, the clock and what `LongShortMemory` adds.
+        action_space: Habitat's four VLN actions.
+        decoder: asks the model.
+        execute_horizon: how many of the predicted actions are executed before the model is asked again, 1 … n.
+        model_id: what the results name as their checkpoint.
+    """
+
+    needs = ("rgb", INSTRUCTION, CLOCK, MEMORY, MEMORY_STEPS)
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        decoder: ActionDecoder,
+        execute_horizon: int,
+        model_id: str = "",
+    ):
+        super().__init__(observation_space, action_space)
+        if not 1 <= execute_horizon <= decoder.num_actions:
+            raise ValueError(
+                f"vlnr1.decoding.execute_horizon is {execute_horizon}, but the model predicts "
+                f"{decoder.num_actions} actions: choose 1 … {decoder.num_actions}"
+            )
+        self.decoder = decoder
+        self.model = decoder.model
+        self.execute_horizon = execute_horizon
+        self.model_id = model_id
+        self._plans: OrderedDict[int, Plan] = OrderedDict()
+
+    @classmethod
+    def from_config(
+        cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space, **kwargs: Any
+    ) -> VLNR1Policy:
+        path = config.vlnr1.checkpoint or newest_checkpoint(config.habitat_baselines.checkpoint_folder)
+        if path is None:
+            raise FileNotFoundError(
+                f"no checkpoint in {config.habitat_baselines.checkpoint_folder}: train first, or name one with "
+                "vlnr1.checkpoint=<folder or hub id>"
+            )
+        decoder = make_decoder(config, path)
+        return cls(observation_space, action_space, decoder, config.vlnr1.decoding.execute_horizon, str(path))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.model_id,
+            "num_actions": self.decoder.num_actions,
+            "execute_horizon": self.execute_horizon,
+            **self.decoder.identity,
+        }
+
+    def act(
+        self,
+        observations: dict[str, Tensor],
+        rnn_hidden_states: Tensor,
+        prev_actions: Tensor,
+        masks: Tensor,
+        deterministic: bool = False,
+        **kwargs: Any,
+    ) -> PolicyActionData:
+        clocks = [tuple(clock) for clock in observations[CLOCK].tolist()]
+        asked = [row for row, clock in enumerate(clocks) if self._planned(*clock) is None]
+        if asked:
+            answers = self.decoder.decode([self._prompt(observations, row) for row in asked])
+            for row, answer in zip(asked, answers, strict=True):
+                rollout, step = clocks[row]
+                self._plans[rollout] = Plan(step, answer.actions, answer.text)
+                self._plans.move_to_end(rollout)
+        actions = torch.tensor([[int(self._planned(*clock))] for clock in clocks], device=masks.device)
+        info = [{"vlnr1_text": self._plans[rollout].text} if row in asked else {} for row, (rollout, _) in enumerate(clocks)]
+        while len(self._plans) > MAX_ROLLOUTS:
+            self._plans.popitem(last=False)
+        return PolicyActionData(rnn_hidden_states=rnn_hidden_states, actions=actions, policy_info=info)
+
+    def _planned(self, rollout: int, step: int) -> Action | None:
+        """The action planned for this step, or None when the model has to be asked."""
+        plan = self._plans.get(rollout)
+        if plan is None or not 0 <= step - plan.step < min(self.execute_horizon, len(plan.actions)):
+            return None
+        return plan.actions[step - plan.step]
+
+    def _prompt(self, observations: dict[str, Tensor], row: int) -> Prompt:
+        from habitat_vlnr1.lvlm.decoding import Prompt
+
+        rollout, step = observations[CLOCK][row].tolist()
+        past = [int(s) for s in observations[MEMORY_STEPS][row].tolist() if s >= 0]
+        frames = [observations[MEMORY][row, slot].cpu().numpy() for slot in range(len(past))]
+        frames.append(observations["rgb"][row].cpu().numpy())
+        return Prompt(
+            instruction=decode_text(observations[INSTRUCTION][row].cpu().numpy()),
+            frames=self._see(frames),
+            keys=[(rollout, s) for s in (*past, step)],
+        )
+
+    def _see(self, frames: list[Any]) -> list[Any]:
+        return frames
+
+
+@baseline_registry.register_policy
+class BlindVLNR1Policy(VLNR1Policy):
+    """The same model with every frame black: what it does by instruction and habit alone."""
+
+    def _see(self, frames: list[Any]) -> list[Any]:
+        return [frame * 0 for frame in frames]
+
+
+def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
+    """Load a checkpoint and make what asks it, after checking that it fits the simulator's steps and angles."""
+    from habitat_vlnr1.lvlm import checkpoint
+    from habitat_vlnr1.lvlm.decoding import ActionDecoder
+    from habitat_vlnr1.lvlm.inputs import PromptEncoder
+
+    protocol, model_config, decoding = config.vlnr1.protocol, config.vlnr1.model, config.vlnr1.decoding
+    space = ActionSpace(protocol.forward_step, protocol.turn_angle)
+    card = checkpoint.read_card(path)
+    checkpoint.check_card(card, space, allow=decoding.allow_other_angles)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = checkpoint.load(path, dtype=model_config.dtype, device=device)
+    encoder = PromptEncoder(
+        processor,
+        get_template(config.vlnr1.prompt.template),
+        config.vlnr1.prompt.num_actions,
+        space,
+        max_pixels=model_config.image_size**2,
+        single_slot=True,
+    )
+    return ActionDecoder(
+        model,
+        encoder,
+        temperature=decoding.temperature,
+        constrained=decoding.constrained,
+        seed=config.habitat.seed,
+    )

@@ -1,0 +1,301 @@
+"""Results of an evaluation on disk: one line per episode as it goes, a summary, and the table.
+
+    <results_dir>/<policy>/<split>/run.json         what was evaluated (the identity that a resumed run must match)
+                                   episodes.jsonl   one line per finished episode, appended while it runs
+                                   summary.json     the averages
+
+`python -m habitat_vlnr1.results RESULTS_DIR…` prints the table of every summary below the given folders, so that
+policies evaluated by different commands stand side by side; `--r2r FILE` and `--rxr FILE` write what the leaderboards
+take. Rates are 0–1, lengths are metres.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
+"""Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
+normalised dynamic time warping and the same times success."""
+
+_DIGITS = {"NE": 2, "TL": 2}
+
+
+class ResultsError(RuntimeError):
+    """Results on disk that cannot be used; the message says which, why and what to do."""
+
+
+# ---------------------------------------------------------------------------------------------- episodes.jsonl
+class EpisodeLog:
+    """The lines of one evaluation, on disk as soon as they are known.
+
+    Opening a folder that already has lines resumes it, if its identity (protocol, policy, checkpoint, …) is the
+    same; a last line cut short by an interruption is dropped.
+
+    Args:
+        folder: `<results_dir>/<policy>/<split>`.
+        identity: JSON-able description of everything that the results depend on.
+
+    Raises:
+        ResultsError: the folder holds the results of something else.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
+        self.folder = Path(folder)
+        self.path = self.folder / "episodes.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        identity = json.loads(json.dumps(identity))
+        run = self.folder / "run.json"
+        self.lines: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            self._check_identity(run, identity)
+            self.lines = {episode_key(line): line for line in _read_and_mend(self.path)}
+        write_json(run, identity)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def _check_identity(self, run: Path, identity: dict[str, Any]) -> None:
+        remedy = f"choose another vlnr1.results_dir or delete {self.folder}"
+        if not run.exists():
+            raise ResultsError(f"{self.path} has no run.json beside it that says what it holds; {remedy}")
+        differences = _differences(json.loads(run.read_text()), identity)
+        if differences:
+            raise ResultsError(f"{self.path} holds results of another run ({'; '.join(differences)}); {remedy}")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one finished episode (`episode_line`) and flush it."""
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        self.lines[episode_key(line)] = dict(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def episode_key(line: Mapping[str, Any]) -> str:
+    """Identity of an episode: ids are unique within a scene, as Habitat counts them."""
+    return f"{line['scene_id']}:{line['episode_id']}"
+
+
+def episode_line(metrics: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+    """One line of episodes.jsonl. JSON knows no NaN: such metrics become null and `non_finite` says what they were."""
+    non_finite = {name: str(float(value)) for name, value in metrics.items() if not math.isfinite(value)}
+    finite = {name: None if name in non_finite else round(float(value), 6) for name, value in metrics.items()}
+    return {**facts, "metrics": finite, "non_finite": non_finite}
+
+
+def read_episodes(path: str | Path) -> list[dict[str, Any]]:
+    """The complete lines of an `episodes.jsonl`, leaving the file as it is (it may still be being written).
+
+    Raises:
+        ResultsError: a line other than the last is not JSON.
+    """
+    return _parse(Path(path), Path(path).read_bytes())[0]
+
+
+def _read_and_mend(path: Path) -> list[dict[str, Any]]:
+    """Read the lines and cut the file after the last complete one."""
+    lines, good_bytes = _parse(path, path.read_bytes())
+    os.truncate(path, good_bytes)
+    return lines
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Complete lines, and how many bytes they take. A line without its newline is one cut short."""
+    complete = content[: content.rfind(b"\n") + 1]
+    lines = []
+    for number, raw in enumerate(complete.splitlines(), start=1):
+        try:
+            line = json.loads(raw)
+            episode_key(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path} line {number} is not an episode ({error!r}); delete that line") from error
+        lines.append(line)
+    return lines, len(complete)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """`['protocol.turn_angle: 15 there, 30 now']` for two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"]
+
+
+def folder_fingerprint(path: str | Path) -> dict[str, str] | None:
+    """What tells two checkpoints under the same name apart: size and a hash of both ends of each weights file.
+
+    Returns None when there is no such folder or no weights in it (a model named by hub id, say). Hashing only a
+    mebibyte at each end keeps this quick for large models; any training step changes both.
+    """
+    digests = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        size, mebibyte = file.stat().st_size, 1 << 20
+        with file.open("rb") as stream:
+            head = stream.read(mebibyte)
+            stream.seek(max(0, size - mebibyte))
+            digests[file.name] = f"{size}:{sha256(head + stream.read()).hexdigest()[:16]}"
+    return digests or None
+
+
+# ------------------------------------------------------------------------------------------------ summary.json
+def summarise(
+    lines: Sequence[Mapping[str, Any]], policy: str, split: str, protocol: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Averages over episodes, with standard errors (binomial for SR and OS, of the mean for the others).
+
+    An episode in which a metric is NaN, infinite or missing (a start or goal off the navmesh) enters no average;
+    it is listed under `left_out` with the reason. A metric that no episode has (a test split) is null.
+    """
+    known = [name for name in METRICS if any(name in line["metrics"] for line in lines)]
+    reasons = [_why_left_out(line, known) for line in lines]
+    good = [line for line, reason in zip(lines, reasons, strict=True) if not reason]
+    summary: dict[str, Any] = {"policy": policy, "split": split, "protocol": dict(protocol), "episodes": len(good)}
+    errors: dict[str, float | None] = {}
+    for name in METRICS:
+        values = [line["metrics"][name] for line in good] if name in known else []
+        summary[name], errors[name] = _mean_and_error(values, binomial=name in ("SR", "OS"))
+    summary["standard_error"] = errors
+    summary["steps"] = sum(line["steps"] for line in good) / len(good) if good else None
+    summary["invalid_answers"] = sum(line["invalid_answers"] for line in good)
+    summary["seconds"] = round(sum(line["seconds"] for line in good), 3)
+    summary["left_out"] = [
+        {"episode_id": line["episode_id"], "scene_id": line["scene_id"], "reason": reason}
+        for line, reason in zip(lines, reasons, strict=True)
+        if reason
+    ]
+    return summary
+
+
+def _why_left_out(line: Mapping[str, Any], known: Iterable[str]) -> str:
+    """`'NE is inf, SPL is nan'`, or nothing when every metric is a number."""
+    was = line["non_finite"]
+    return ", ".join(f"{n} is {was.get(n, 'missing')}" for n in known if line["metrics"].get(n) is None)
+
+
+def _mean_and_error(values: Sequence[float], binomial: bool) -> tuple[float | None, float | None]:
+    n = len(values)
+    if not n:
+        return None, None
+    mean = sum(values) / n
+    if binomial:
+        return mean, math.sqrt(mean * (1 - mean) / n)
+    if n == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+def table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, one row per summary; SR carries its binomial standard error.
+
+    Below it stand the episodes that were left out of the averages, by policy and id.
+    """
+    splits = len({(s["split"], json.dumps(s["protocol"], sort_keys=True)) for s in summaries}) > 1
+    where = ["split", "protocol"] if splits else []
+    rows = [["policy", *where, "episodes", *METRICS]]
+    for s in summaries:
+        place = [s["split"], str(s["protocol"].get("name", ""))] if splits else []
+        rows.append([s["policy"], *place, str(s["episodes"]), *(_cell(s, name) for name in METRICS)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = 1 + len(where)
+    text = ["| " + " | ".join(_pad(row, widths, left)) + " |" for row in rows]
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    text.insert(1, "| " + " | ".join(rule) + " |")
+    for s in summaries:
+        if s["left_out"]:
+            ids = "; ".join(f"{e['episode_id']} ({e['reason']})" for e in s["left_out"])
+            text.append(f"{s['policy']}: {len(s['left_out'])} episodes are not in the averages: {ids}")
+    return "\n".join(text)
+
+
+def _pad(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    return [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+
+
+def _cell(summary: Mapping[str, Any], name: str) -> str:
+    value = summary[name]
+    if value is None:
+        return "–"
+    digits = _DIGITS.get(name, 3)
+    error = summary["standard_error"][name]
+    return f"{value:.{digits}f} ± {error:.{digits}f}" if name == "SR" else f"{value:.{digits}f}"
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """`'protocol r2r: forward_step 0.25, turn_angle 15.0, …'`, printed before every evaluation."""
+    rest = ", ".join(f"{key} {value}" for key, value in protocol.items() if key != "name")
+    return f"protocol {protocol.get('name', '?')}: {rest}"
+
+
+# ------------------------------------------------------------------------------------------- submission files
+def r2r_submission(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What VLN-CE's R2R leaderboard takes: the states of each episode, the initial one first.
+
+    A state is {"position": [x, y, z], "heading": radians, "stop": whether STOP was called}.
+    """
+    return {
+        line["episode_id"]: [
+            {"position": position, "heading": heading, "stop": action == 0}
+            for position, heading, action in zip(
+                line["positions"], line["headings"], [None, *line["actions"]], strict=True
+            )
+        ]
+        for line in lines
+    }
+
+
+def rxr_submission(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the RxR-Habitat leaderboard takes: one {"instruction_id", "path"} per line of the file, sorted.
+
+    A position that did not change is not repeated.
+
+    Raises:
+        ResultsError: an episode has no instruction_id (it is not from RxR).
+    """
+    rows = []
+    for line in lines:
+        if line["instruction_id"] is None:
+            raise ResultsError(f"episode {line['episode_id']} has no instruction_id: only RxR episodes have one")
+        path = [p for i, p in enumerate(line["positions"]) if i == 0 or p != line["positions"][i - 1]]
+        rows.append({"instruction_id": int(line["instruction_id"]), "path": path})
+    return sorted(rows, key=lambda row: row["instruction_id"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of all summaries below some folders, or write a submission file of one evaluation."""
+    parser = argparse.ArgumentParser(prog="python -m habitat_vlnr1.results", description=main.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="results folders; for a submission <policy>/<split>")
+    parser.add_argument("--r2r", type=Path, metavar="FILE", help="write an R2R-CE submission (JSON)")
+    parser.add_argument("--rxr", type=Path, metavar="FILE", help="write an RxR-Habitat submission (JSON lines)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.r2r or options.rxr:
+            lines = [line for folder in options.folders for line in read_episodes(folder / "episodes.jsonl")]
+        if options.r2r:
+            write_json(options.r2r, r2r_submission(lines))
+        if options.rxr:
+            options.rxr.write_text("".join(json.dumps(row) + "\n" for row in rxr_submission(lines)))
+    except (OSError, ResultsError) as error:
+        parser.error(str(error))
+    found = sorted(path for folder in options.folders for path in folder.rglob("summary.json"))
+    if not found:
+        parser.error(f"no summary.json below {' '.join(map(str, options.folders))}; evaluate a policy first")
+    print(table([json.loads(path.read_text()) for path in found]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a worker process registers with Habitat: dataset, sensors, measures and the vectorised environment."""

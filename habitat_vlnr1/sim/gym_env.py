@@ -1,0 +1,85 @@
+"""The gym environment of an evaluation: Habitat's own, with where the agent is, and calls through the worker's pipe.
+
+Chosen by `habitat.env_task: VLNR1GymEnv`. A VectorEnv reaches the methods with `call_at(i, "keep_episodes", {…})`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import habitat
+import numpy as np
+from habitat.core.dataset import EpisodeIterator
+from habitat.core.environments import GymHabitatEnv
+from habitat.core.simulator import AgentState
+from habitat.tasks.utils import cartesian_to_polar
+from habitat.utils.geometry_utils import quaternion_rotate_vector
+
+TRACE = "vlnr1_trace"
+
+
+@habitat.registry.register_env(name="VLNR1GymEnv")
+class VLNR1GymEnv(GymHabitatEnv):
+    """Adds `info["vlnr1_trace"]` = [x, y, z, heading] to every step, and the calls that an evaluation needs."""
+
+    @property
+    def _env(self) -> habitat.Env:
+        return self.unwrapped.habitat_env
+
+    def step(self, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
+        observations, reward, done, info = super().step(action)
+        return observations, reward, done, {**info, TRACE: self.pose()}
+
+    def pose(self) -> list[float]:
+        """[x, y, z, heading]: metres, and radians as in `heading_of`."""
+        state = self._env.sim.get_agent_state()
+        return [*np.asarray(state.position, dtype=float).tolist(), heading_of(state)]
+
+    def episode_keys(self) -> list[tuple[str, str]]:
+        """(scene_id, episode_id) of every episode this environment was made with."""
+        return [(episode.scene_id, str(episode.episode_id)) for episode in self._env.episodes]
+
+    def keep_episodes(self, keys: Sequence[tuple[str, str]]) -> int:
+        """Go through just these episodes from the next reset on; returns how many there are here.
+
+        Raises:
+            ValueError: none of them is here (an environment cannot be without episodes).
+        """
+        wanted = set(keys)
+        kept = [episode for episode in self._env.episodes if (episode.scene_id, str(episode.episode_id)) in wanted]
+        if not kept:
+            raise ValueError("keep_episodes: this environment has none of the episodes asked for")
+        # The dataset keeps all its episodes: only what comes next is changed.
+        self._env.episode_iterator = EpisodeIterator(kept, shuffle=False)
+        return len(kept)
+
+    def topdown_map(self, meters_per_pixel: float = 0.05) -> dict[str, Any]:
+        """Where the agent could stand on the floors that the current episode visits.
+
+        Returns:
+            `free` bool [Z, X], True where navigable; `origin` [x, z] of its corner in metres; `meters_per_pixel`.
+        """
+        pathfinder = self._env.sim.pathfinder
+        episode = self._env.current_episode
+        heights = [point[1] for point in [episode.start_position, *(getattr(episode, "reference_path", None) or [])]]
+        floors: list[float] = []
+        for height in heights:
+            if all(abs(height - floor) > 0.5 for floor in floors):
+                floors.append(height)
+        views = [pathfinder.get_topdown_view(meters_per_pixel=meters_per_pixel, height=floor) for floor in floors]
+        lower, _ = pathfinder.get_bounds()
+        return {
+            "free": np.logical_or.reduce([np.asarray(view, dtype=bool) for view in views]),
+            "origin": [float(lower[0]), float(lower[2])],
+            "meters_per_pixel": meters_per_pixel,
+        }
+
+
+def heading_of(state: AgentState) -> float:
+    """Angle about the vertical axis in radians, as Habitat's HeadingSensor and VLN-CE's submission files have it.
+
+    0 looks along −z, positive turns to the left (counter-clockwise seen from above).
+    """
+    looking = quaternion_rotate_vector(state.rotation.inverse(), np.array([0, 0, -1]))
+    return float(cartesian_to_polar(-looking[2], looking[0])[1])

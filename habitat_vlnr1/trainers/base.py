@@ -1,0 +1,45 @@
+"""What the trainers share: made-on-first-use scenes, and Habitat's own evaluation over several policies."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import hydra
+from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
+from omegaconf import DictConfig, OmegaConf
+
+
+def make_scenes(config: DictConfig) -> None:
+    """Make the task's scenes and episodes when the config names a maker (`vlnr1.task.scenes._target_`)."""
+    scenes = OmegaConf.select(config, "vlnr1.task.scenes")
+    if scenes is not None:
+        hydra.utils.call(scenes)
+
+
+def edited(config: DictConfig, **changes: object) -> DictConfig:
+    """A copy of the config with dotted keys set, e.g. `edited(config, **{"habitat.dataset.split": "train"})`."""
+    config = config.copy()
+    OmegaConf.set_readonly(config, False)
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    return config
+
+
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole `checkpoint-<step>` of a run; the card is written last, so half a folder has none."""
+    steps = {
+        int(match.group(1)): path
+        for path in Path(folder).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "vlnr1.json").is_file()
+    }
+    return str(steps[max(steps)]) if steps else None
+
+
+class VLNR1Trainer(PPOTrainer):
+    """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's."""
+
+    def __init__(self, config: DictConfig | None = None):
+        super().__init__(config)
+        make_scenes(self.config)
+

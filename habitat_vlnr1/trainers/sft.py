@@ -1,0 +1,43 @@
+"""Supervised fine-tuning, stage 1 of VLN-R1, as a Habitat-Baselines trainer.
+
+`vlnr1_sft` exports the training split when it is missing, makes the starting model when the config says so, trains,
+and evaluates. Everything it makes is found again by the next start: whole episodes of the export, the starting model,
+the newest whole checkpoint, finished evaluation episodes.
+"""
+
+from __future__ import annotations
+
+import torch
+from habitat_baselines.common.baseline_registry import baseline_registry
+
+from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.export import export_split, is_exported
+
+SPLIT = "train"
+
+
+@baseline_registry.register_trainer(name="vlnr1_sft")
+class SFTTrainer(VLNR1Trainer):
+    """Trains `vlnr1.model` on `<vlnr1.data.root>/train` into Habitat's checkpoint folder, then evaluates."""
+
+    def train(self) -> None:
+        # TRL takes seconds to import, and every Habitat run registers this module.
+        from accelerate import PartialState
+
+        from habitat_vlnr1.trainers.sft_fit import fit, starting_model, training_records
+
+        get_template(self.config.vlnr1.prompt.template)
+        make_memory(**self.config.vlnr1.memory)
+        state = PartialState(cpu=not torch.cuda.is_available())
+        if state.is_main_process and not is_exported(self.config, SPLIT):
+            export_split(self, self.config, SPLIT)
+        state.wait_for_everyone()
+        records = training_records(self.config, SPLIT)
+        if state.is_main_process:
+            starting_model(self.config, records)
+        state.wait_for_everyone()
+        fit(self.config, starting_model(self.config, records), records)
+        if state.is_main_process and self.config.vlnr1.sft.evaluate:
+            self.eval()

@@ -1,0 +1,159 @@
+"""The optimisation of stage 1 (eqs. 7 and 8 of VLN-R1): TRL's SFTTrainer on VLN-Ego records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from datasets import Dataset
+from omegaconf import DictConfig, OmegaConf
+from transformers import TrainerCallback
+
+from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
+from habitat_vlnr1.lvlm.inputs import PromptEncoder, SFTCollator
+from habitat_vlnr1.lvlm.tiny import build_tiny
+from habitat_vlnr1.lvlm.warmup import warm_up
+from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.records import Record, Records, VLNEgo
+from habitat_vlnr1.trainers.base import newest_checkpoint
+
+
+def action_space(config: DictConfig) -> ActionSpace:
+    """The words of the configured protocol's actions."""
+    return ActionSpace(config.vlnr1.protocol.forward_step, config.vlnr1.protocol.turn_angle)
+
+
+def training_records(config: DictConfig, split: str) -> Records:
+    """A split seen with the configured memory and number of actions; the end of every frame file is looked at."""
+    ego = VLNEgo(Path(config.vlnr1.data.root) / split)
+    ego.check_frames()
+    memory = make_memory(**config.vlnr1.memory)
+    return ego.records(memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
+
+
+def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:
+    """What stands beside every checkpoint of this run."""
+    return checkpoint.ModelCard(
+        space=action_space(config),
+        num_actions=config.vlnr1.prompt.num_actions,
+        template=config.vlnr1.prompt.template,
+        memory=OmegaConf.to_container(config.vlnr1.memory, resolve=True),
+        max_pixels=config.vlnr1.model.image_size**2,
+        info={"stage": stage, "base": str(config.vlnr1.model.path), "data": str(config.vlnr1.data.root)},
+    )
+
+
+def prompt_encoder(config: DictConfig, processor: Any) -> PromptEncoder:
+    """The configured way to ask, for a model with `speed_up_vision`."""
+    return PromptEncoder(
+        processor,
+        get_template(config.vlnr1.prompt.template),
+        config.vlnr1.prompt.num_actions,
+        action_space(config),
+        max_pixels=config.vlnr1.model.image_size**2,
+        single_slot=True,
+    )
+
+
+def starting_model(config: DictConfig, records: Records) -> str:
+    """Folder or hub id that training starts from: `vlnr1.model.path`, or a tiny model, made and warmed up once."""
+    if config.vlnr1.model.path is not None:
+        return config.vlnr1.model.path
+    folder = Path(config.vlnr1.run_dir) / "base"
+    if not folder.is_dir():
+        make_tiny(config, records, folder)
+    return str(folder)
+
+
+def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
+    """Build the tiny model and show it what things are called, which real weights know from pretraining."""
+    build = config.vlnr1.model.build
+    episodes = records.ego.episodes
+    texts = {episode.instruction for episode in episodes} | {text for e in episodes for text in e.descriptions}
+    model, processor = build_tiny(
+        texts,
+        space=action_space(config),
+        size=build.size,
+        image_size=config.vlnr1.model.image_size,
+        initializer_range=build.initializer_range,
+        seed=build.seed,
+    )
+    speed_up_vision(model)
+    if build.warmup is not None:
+        warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
+    checkpoint.save(folder, model, processor, model_card(config, "warm-up"))
+
+
+def fit(config: DictConfig, start: str, records: Records) -> None:
+    """Train from `start`, or go on from the newest checkpoint of the run."""
+    model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
+    speed_up_vision(model)
+    if config.vlnr1.model.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    folder = config.habitat_baselines.checkpoint_folder
+    trainer = trl.SFTTrainer(
+        model=model.train(),
+        args=sft_arguments(config, folder),
+        data_collator=SFTCollator(prompt_encoder(config, processor), partial(read_row, records)),
+        # TRL takes `datasets` only; a row is the index of a record, and the collator makes the record.
+        train_dataset=Dataset.from_dict({"index": list(range(len(records)))}),
+        processing_class=processor,
+        peft_config=lora(config.vlnr1.model.lora),
+        callbacks=[CardCallback(model_card(config, "sft"))],
+    )
+    last = newest_checkpoint(folder)
+    print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
+    trainer.train(resume_from_checkpoint=last)
+
+
+def read_row(records: Records, row: Mapping[str, int]) -> Record:
+    return records[row["index"]]
+
+
+def sft_arguments(config: DictConfig, folder: str) -> trl.SFTConfig:
+    """TRL's arguments from `vlnr1.sft`, with what this project fixes."""
+    options = OmegaConf.to_container(config.vlnr1.sft, resolve=True)
+    del options["evaluate"]
+    os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
+    try:
+        return trl.SFTConfig(
+            output_dir=folder,
+            seed=config.habitat.seed,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=["tensorboard"],
+            max_length=None,  # cutting a record would cut its answer, silently
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            save_strategy="steps",
+            **options,
+        )
+    except TypeError as error:
+        raise ValueError(f"vlnr1.sft: {error}; its keys are those of trl.SFTConfig") from None
+
+
+def lora(options: DictConfig | None) -> Any:
+    """A PEFT LoRA config from `vlnr1.model.lora`, or None for full fine-tuning."""
+    if options is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+
+
+class CardCallback(TrainerCallback):
+    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint."""
+
+    def __init__(self, card: checkpoint.ModelCard):
+        self.card = card
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoint.write_card(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.card)

@@ -1,0 +1,29 @@
+"""Puts our configs on Hydra's search path. This folder has no __init__.py: it is Hydra's namespace package."""
+
+import sys
+from pathlib import Path
+
+import habitat_vlnr1
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+def config_roots() -> list[Path]:
+    """configs/habitat and configs/trainer: inside the package (wheel) or beside it (checkout)."""
+    package = Path(habitat_vlnr1.__file__).resolve().parent
+    inside = package / "configs"
+    configs = inside if inside.is_dir() else package.parent / "configs"
+    return [configs / "habitat", configs / "trainer"]
+
+
+class HabitatVLNR1Plugin(SearchPathPlugin):
+    """Found by Hydra in whatever program uses Hydra here; acts only where Habitat is in use."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for root in config_roots():
+            search_path.append(provider="habitat-vlnr1", path=root.as_uri())
+        if "habitat" in sys.modules:
+            # Not at this module's top: Hydra scans plugins in the middle of `import habitat`.
+            from habitat_vlnr1.register import register
+
+            register()
