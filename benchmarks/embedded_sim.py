@@ -128,7 +128,7 @@ def measure_env(scene: Path, grid: NavGrid, seconds: float) -> None:
             def act() -> None:
                 if env.episode_over:
                     env.reset()
-                env.step(2 + env._elapsed_steps % 2 if env._elapsed_steps % 3 else 1)
+                env.step(1 + env._elapsed_steps % 2)  # forward and left in turn: around in circles
 
             print(f"VLN Env step                  {rate(act, seconds)}")
 

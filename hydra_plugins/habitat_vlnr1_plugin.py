@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-import habitat_vlnr1
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+import habitat_vlnr1
 
 
 def config_roots() -> list[Path]:

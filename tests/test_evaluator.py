@@ -41,13 +41,17 @@ class Corridor:
             )
             for (scene, number), goal in goals.items()
         ]
-        self.kept, self.at, self.rollout = self.all, -1, 0
+        self.kept, self.at, self.rollout, self.expert = self.all, -1, 0, True
 
     def episode_keys(self):
         return [(e.scene_id, e.episode_id) for e in self.all]
 
     def keep_episodes(self, keys):
         self.kept, self.at = [e for e in self.all if (e.scene_id, e.episode_id) in keys], -1
+
+    def silence(self, uuid, silent):
+        assert uuid == "vlnr1_expert"
+        self.expert = not silent
 
     def current_episode(self, all_info):
         return self.kept[self.at]
@@ -70,7 +74,7 @@ class Corridor:
             "rgb": np.full((8, 8, 3), self.x, np.uint8),
             "vlnr1_instruction": told,
             "vlnr1_clock": np.array([self.rollout, self.steps]),
-            "vlnr1_expert": np.array([1 if self.x < self.kept[self.at].goal else 0]),
+            "vlnr1_expert": np.array([int(self.expert and self.x < self.kept[self.at].goal)]),
         }
 
     def step(self, action):
@@ -172,6 +176,14 @@ def test_several_policies_on_the_same_episodes_make_one_table(tmp_path, capsys):
     assert printed.startswith("protocol toy: ") and "| oracle" in printed
     saved = json.loads((tmp_path / "oracle" / "val" / "summary.json").read_text())
     assert saved["SR"] == 1.0 and saved["protocol"]["turn_angle"] == 30
+
+
+def test_the_expert_works_only_for_policies_that_need_it(tmp_path):
+    envs = two_environments()
+    evaluate(make_config(tmp_path, {"oracle": "OraclePolicy"}), envs)
+    assert [worker.expert for worker in envs.awake] == [True, True]
+    evaluate(make_config(tmp_path, {"random": "RandomPolicy"}), envs)
+    assert [worker.expert for worker in envs.awake] == [False, False]
 
 
 def test_a_line_tells_the_whole_walk(tmp_path):

@@ -4,8 +4,9 @@ import gzip
 import json
 
 import pytest
-from habitat_vlnr1.sim.datasets import VLNCEDataset, VLNCEDatasetConfig, parse_episode
 from omegaconf import OmegaConf
+
+from habitat_vlnr1.sim.datasets import VLNCEDataset, VLNCEDatasetConfig, parse_episode
 
 
 def raw_episode(name=1, scene="mp3d/A/A.glb", **changes):
@@ -68,7 +69,10 @@ def test_filters(tmp_path):
     episodes = [raw_episode(i, f"mp3d/{s}/{s}.glb") for i, s in enumerate("ABABA")]
     assert [e.episode_id for e in load(tmp_path, episodes, episode_ids=["3", "0"]).episodes] == ["0", "3"]
     assert [e.episode_id for e in load(tmp_path, episodes, content_scenes=["A"]).episodes] == ["0", "2", "4"]
-    assert [e.episode_id for e in load(tmp_path, episodes, content_scenes=["A"], max_episodes=2).episodes] == ["0", "2"]
+    assert [e.episode_id for e in load(tmp_path, episodes, content_scenes=["A"], max_episodes=2).episodes] == [
+        "0",
+        "2",
+    ]
     with pytest.raises(ValueError, match=r"no episode 9 in split val"):
         load(tmp_path, episodes, episode_ids=["9"])
     with pytest.raises(ValueError, match="no episode is left"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .surface import BLOCKED, height, trace, visible
+from .surface import BLOCKED, TOUCH, clearance, height, trace, visible
 from .voxels import jit
 
 PULLS = 2  # rounds of pulling the string tight
@@ -173,7 +173,8 @@ def _pull_corner(g, way, cell, i):
         to_x, to_z = x + (share + step) * d_x, z + (share + step) * d_z
         c = trace(g, cell[i], way[i, 0], way[i, 2], to_x, to_z)
         seen = c >= 0 and visible(g, c, to_x, to_z, cell[i - 1], ax, az)
-        if seen and visible(g, c, to_x, to_z, cell[i + 1], bx, bz):
+        seen = seen and visible(g, c, to_x, to_z, cell[i + 1], bx, bz)
+        if seen and clearance(g, c, to_x, to_z)[0] >= g.radius - TOUCH:
             share += step
             way[i, 0], way[i, 1], way[i, 2], cell[i] = to_x, height(g, c, to_x, to_z), to_z, c
         step *= 0.5
@@ -196,7 +197,8 @@ def _merge_corners(g, way, cell, count):
         if abs(cross) > 1e-9 and along_a >= 0.0 and along_b >= 0.0 and longer < MERGE_LOSS:
             x, z = way[i, 0] + along_a * ax, way[i, 2] + along_a * az
             c = trace(g, cell[i], way[i, 0], way[i, 2], x, z)
-            if c >= 0 and visible(g, c, x, z, cell[i + 2], way[i + 2, 0], way[i + 2, 2]):
+            seen = c >= 0 and visible(g, c, x, z, cell[i + 2], way[i + 2, 0], way[i + 2, 2])
+            if seen and clearance(g, c, x, z)[0] >= g.radius - TOUCH:
                 way[i, 0], way[i, 1], way[i, 2], cell[i] = x, height(g, c, x, z), z, c
                 count = _remove(way, cell, count, i + 1)
                 continue
@@ -219,8 +221,6 @@ def path_to_goal(g, point, cell, distance, parent, c, x, y, z):
         p = parent[m] if i < 9 else m
         if p < 0 or p == first or not np.isfinite(distance[p]):
             continue
-        if i >= 9 and first >= 0:
-            break  # a cell beside the start is a detour, needed only where no corner is seen
         flat = (x - point[p, 0]) ** 2 + (z - point[p, 2]) ** 2
         length = distance[p] + np.sqrt(flat + (y - point[p, 1]) ** 2)
         at = p if p < n else cell[p - n]

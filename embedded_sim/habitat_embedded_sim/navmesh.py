@@ -22,7 +22,7 @@ from .surface import BLOCKED, Cells
 
 REACH, REACH_Y = 2.0, 4.0  # how far points are projected onto the mesh, in x and z and in y (metres)
 NAVIGABLE_SLACK = 1e-2  # a point this near to the mesh in x-z is navigable
-MAX_FIELDS = 16  # distance fields kept
+MAX_FIELDS = 8  # distance fields kept
 MAX_COLUMNS = 50_000_000
 FORMAT = 1
 Point = NDArray[np.float32]

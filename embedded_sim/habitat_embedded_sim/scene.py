@@ -13,7 +13,8 @@ from .navmesh import NavGrid, NavMeshSettings
 from .render import Renderer
 from .semantics import Annotation, read_annotations
 
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 512 * 2**20  # of meshes and textures
+CACHE_SCENES = 8  # navigation meshes and their distance fields take some 15 MB a house
 EMPTY_SCENES = ("", "none")
 
 
@@ -74,13 +75,13 @@ _cache: OrderedDict[tuple, Scene] = OrderedDict()
 def open_scene(path: str, with_textures: bool = True) -> Scene:
     """The scene at `path` ("" or "NONE": the empty scene), from this process's cache where its file is unchanged.
 
-    The least recently used scenes are dropped when the cache holds more than CACHE_BYTES.
+    The least recently used scenes are dropped where the cache exceeds CACHE_SCENES or CACHE_BYTES.
     """
     file = Path(path)
     stamp = file.stat().st_mtime_ns if path.lower() not in EMPTY_SCENES and file.is_file() else None
     key = (path, stamp, with_textures)
     if key not in _cache:
-        while _cache and sum(scene.nbytes for scene in _cache.values()) > CACHE_BYTES:
+        while len(_cache) >= CACHE_SCENES or sum(scene.nbytes for scene in _cache.values()) > CACHE_BYTES:
             _cache.popitem(last=False)
         _cache[key] = Scene(path, with_textures)
     _cache.move_to_end(key)

@@ -18,44 +18,34 @@ from .mesh import Mesh
 
 @dataclass
 class Surface:
-    """What the shading kernel reads, per face, per material and per texel. See `Surface.of`."""
+    """What the shading kernel reads, per face and per texel. See `Surface.of`."""
 
-    faces: np.ndarray  # int32 [F, 3]
-    uv: np.ndarray  # float32 [V, 2]
-    colours: np.ndarray  # uint8 [V, 3]
-    light: np.ndarray  # float32 [F, 3]: base colour × normal factor
-    face_texture: np.ndarray  # int32 [F], −1: none
+    corners: np.ndarray  # float32 [F, 3, 5]: texture coordinates and colour (0–1, all factors but the texture)
+    texture: np.ndarray  # int32 [F], −1: none
     texel_density: np.ndarray  # float32 [F]: texels of level 0 per metre
     texels: np.ndarray  # uint8 [N, 3]: every level of every texture, one after the other
     levels: np.ndarray  # int64 [T, L, 3]: first texel, height, width; the last level is repeated
-    has_colours: bool
 
     @classmethod
     def of(cls, mesh: Mesh) -> Surface:
-        """Prepare a mesh for shading: mip levels and texel densities."""
+        """Prepare a mesh for shading: colours, mip levels and texel densities."""
         a, b, c = (mesh.vertices[mesh.faces[:, i]].astype(np.float64) for i in range(3))
         normal = np.cross(b - a, c - a)
-        double_area = np.linalg.norm(normal, axis=1)
-        unit = np.abs(normal / np.maximum(double_area, 1e-20)[:, None])
-        factor = 0.7 + 0.3 * unit[:, 1] + 0.15 * unit[:, 0]
-        factor = np.where(mesh.unlit[mesh.face_material], 1.0, np.minimum(factor, 1.0))
+        double_area = np.maximum(np.linalg.norm(normal, axis=1), 1e-20)
+        unit = np.abs(normal / double_area[:, None])
+        factor = np.minimum(0.7 + 0.3 * unit[:, 1] + 0.15 * unit[:, 0], 1.0)
+        factor[mesh.unlit[mesh.face_material]] = 1.0
+        light = mesh.base_colour[mesh.face_material] * factor[:, None]
+        corners = np.empty((len(mesh.faces), 3, 5), np.float32)
+        corners[..., :2] = mesh.uv[mesh.faces]
+        corners[..., 2:] = mesh.colours[mesh.faces] / 255 * light[:, None]
         texels, levels = _pyramids(mesh.textures)
-        face_texture = mesh.texture[mesh.face_material].astype(np.int32)
-        ua, ub, uc = (mesh.uv[mesh.faces[:, i]].astype(np.float64) for i in range(3))
-        first, second = ub - ua, uc - ua
+        texture = mesh.texture[mesh.face_material].astype(np.int32)
+        size = levels[np.maximum(texture, 0), 0, 1:].prod(axis=1) if len(levels) else np.ones(len(texture))
+        first, second = (corners[:, i, :2].astype(np.float64) - corners[:, 0, :2] for i in (1, 2))
         double_uv_area = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0])
-        size = levels[np.maximum(face_texture, 0), 0, 1:].prod(axis=1) if len(levels) else np.ones(len(face_texture))
-        return cls(
-            faces=mesh.faces,
-            uv=mesh.uv,
-            colours=mesh.colours,
-            light=(mesh.base_colour[mesh.face_material] * factor[:, None]).astype(np.float32),
-            face_texture=face_texture,
-            texel_density=np.sqrt(double_uv_area * size / np.maximum(double_area, 1e-20)).astype(np.float32),
-            texels=texels,
-            levels=levels,
-            has_colours=bool((mesh.colours != 255).any()),
-        )
+        density = np.sqrt(double_uv_area * size / double_area).astype(np.float32)
+        return cls(corners, texture, density, texels, levels)
 
     @property
     def nbytes(self) -> int:
@@ -69,9 +59,17 @@ class Surface:
         pixel at one metre, in metres, from which the mip level follows.
         """
         return _shade(
-            face, u, v, depth, np.float32(pixel), self.faces, self.uv, self.colours, self.light, self.face_texture,
-            self.texel_density, self.texels, self.levels, self.has_colours,
-        )  # fmt: skip
+            face,
+            u,
+            v,
+            depth,
+            np.float32(pixel),
+            self.corners,
+            self.texture,
+            self.texel_density,
+            self.texels,
+            self.levels,
+        )
 
 
 def _pyramids(textures: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,45 +115,37 @@ def _bilinear(texels, start, height, width, s, t):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _shade(
-    face, us, vs, depth, pixel, faces, uv, colours, light, face_texture, density, texels, levels, has_colours
-):  # fmt: skip
+def _shade(face, us, vs, depth, pixel, corners, face_texture, density, texels, levels):
     rays = len(face)
     out = np.zeros((rays, 4), np.uint8)
     one, half, full = np.float32(1.0), np.float32(0.5), np.float32(255.0)
+    last = levels.shape[1] - 1
     for r in range(rays):
         out[r, 3] = 255
         f = face[r]
         if f < 0:
             continue
-        a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+        a, b, c = corners[f, 0], corners[f, 1], corners[f, 2]
         u, v = us[r], vs[r]
         w = one - u - v
-        red, green, blue = light[f, 0], light[f, 1], light[f, 2]
-        if has_colours:
-            red *= (w * colours[a, 0] + u * colours[b, 0] + v * colours[c, 0]) / full
-            green *= (w * colours[a, 1] + u * colours[b, 1] + v * colours[c, 1]) / full
-            blue *= (w * colours[a, 2] + u * colours[b, 2] + v * colours[c, 2]) / full
+        red = w * a[2] + u * b[2] + v * c[2]
+        green = w * a[3] + u * b[3] + v * c[3]
+        blue = w * a[4] + u * b[4] + v * c[4]
         texture = face_texture[f]
-        if texture >= 0:
-            s = w * uv[a, 0] + u * uv[b, 0] + v * uv[c, 0]
-            t = w * uv[a, 1] + u * uv[b, 1] + v * uv[c, 1]
-            texels_per_pixel = max(depth[r] * pixel * density[f], one)
-            lod = np.log2(texels_per_pixel)
-            level = min(int(lod), levels.shape[1] - 1)
-            part = lod - np.float32(int(lod))
-            x, y, z = _bilinear(
-                texels, levels[texture, level, 0], levels[texture, level, 1], levels[texture, level, 2], s, t
-            )
-            if part > 0 and level + 1 < levels.shape[1]:
-                level += 1
-                x1, y1, z1 = _bilinear(
-                    texels, levels[texture, level, 0], levels[texture, level, 1], levels[texture, level, 2], s, t
-                )
+        if texture < 0:
+            red, green, blue = red * full, green * full, blue * full
+        else:
+            s, t = w * a[0] + u * b[0] + v * c[0], w * a[1] + u * b[1] + v * c[1]
+            lod = np.log2(max(depth[r] * pixel * density[f], one))
+            k = min(int(lod), last)
+            part = lod - np.float32(k)
+            level = levels[texture, k]
+            x, y, z = _bilinear(texels, level[0], level[1], level[2], s, t)
+            if part > 0 and k < last:
+                level = levels[texture, k + 1]
+                x1, y1, z1 = _bilinear(texels, level[0], level[1], level[2], s, t)
                 x, y, z = x + part * (x1 - x), y + part * (y1 - y), z + part * (z1 - z)
             red, green, blue = red * x, green * y, blue * z
-        else:
-            red, green, blue = red * full, green * full, blue * full
         out[r, 0] = np.uint8(min(red + half, full))
         out[r, 1] = np.uint8(min(green + half, full))
         out[r, 2] = np.uint8(min(blue + half, full))

@@ -18,7 +18,7 @@ from .voxels import STEP_X, STEP_Z, jit
 
 BLOCKED, PARTIAL, OPEN = 0, 1, 2
 TOUCH = 1e-3  # a point counts as navigable down to this much below the radius
-GRAZE = 3e-3  # a line of sight may cut a rounded corner by this much
+GRAZE = 8e-3  # a line of sight may cut a rounded corner by this much
 STRIDE = 0.01  # longest piece of a motion between two contact checks
 
 
@@ -280,7 +280,7 @@ def move(g, c, x, z, to_x, to_z, slide):
 
 @jit
 def find_nodes(g):
-    """Fill g.kind, g.free and g.node from the clearance; float64 [N]: the navigable area of each cell, in m^2."""
+    """Fill g.kind, g.free and g.node from the clearance; float64 [N]: the navigable m^2 of each cell."""
     half = np.sqrt(0.5) * g.size
     area = np.zeros(g.column.size)
     for c in range(g.column.size):

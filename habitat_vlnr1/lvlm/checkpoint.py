@@ -24,7 +24,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.records import write_atomically
-from habitat_vlnr1.records import write_atomically
 
 CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1
@@ -148,13 +147,7 @@ def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: Proc
 
 
 def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
-    """Put our JSON beside a checkpoint that something else (the Trainer) has written."""
-    text = json.dumps(card.to_json(), indent=2) + "\n"
-    write_atomically(Path(folder) / CARD_FILE, text.encode())
-
-
-def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
-    """Put the card into a checkpoint folder."""
+    """Put the card into a checkpoint folder, also one that something else (the Trainer) has written."""
     write_atomically(Path(folder) / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
 
 

@@ -70,8 +70,11 @@ def _patch_embed(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
 def _convolve_patches(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
     """The convolution of patches of exactly the kernel's size, `[N, C, T, P, P]`, as a matrix product `[N, width]`."""
     weight = self.weight
-    if patches.shape[2] == 1 and weight.shape[2] > 1:
-        weight = weight.sum(2, keepdim=True)
+    if patches.shape[2] < weight.shape[2]:
+        if weight.dtype == torch.float32:
+            weight = weight.sum(2, keepdim=True)
+        else:  # a sum rounded to 16 bits would be another weight
+            patches = patches.expand(-1, -1, weight.shape[2], -1, -1)
     return F.linear(patches.flatten(1), weight.flatten(1), self.bias)
 
 

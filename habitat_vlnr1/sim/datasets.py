@@ -39,9 +39,7 @@ class VLNCEDatasetConfig(DatasetConfig):
     skip_episode_ids: list[str] | None = None  # then leave these out, e.g. those exported already
 
 
-ConfigStore.instance().store(
-    package="habitat.dataset", group="habitat/dataset", name="vlnce", node=VLNCEDatasetConfig
-)
+ConfigStore.instance().store(package="habitat.dataset", group="habitat/dataset", name="vlnce", node=VLNCEDatasetConfig)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from habitat import ThreadedVectorEnv, VectorEnv, logger, make_dataset
@@ -26,7 +27,7 @@ def split_episodes(episodes: Sequence[E], parts: int) -> list[list[E]]:
         order.setdefault(episode.scene_id, []).append(episode)
     flat = [episode for scene in order.values() for episode in scene]
     borders = [len(flat) * i // parts for i in range(parts + 1)]
-    return [flat[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [flat[a:b] for a, b in pairwise(borders)]
 
 
 def _check(episodes: Sequence[BaseEpisode], config: DictConfig) -> None:

@@ -156,9 +156,11 @@ class Walker:
         self._nearest = min(self._nearest, distance)
         caught = self._idle > self._patience
         while True:
-            action = HabitatSimActions.stop if caught else int(self._follower.get_next_action(self._points[self._next]))
+            action = HabitatSimActions.stop
+            if not caught:
+                action = int(self._follower.get_next_action(self._points[self._next]))
             if action != HabitatSimActions.stop or self._next == last:
-                return int(action)
+                return action
             self._aim(self._next + 1)  # reached more closely than asked, or no way leads there
             caught = False
 

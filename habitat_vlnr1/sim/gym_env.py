@@ -19,6 +19,16 @@ from habitat.utils.geometry_utils import quaternion_rotate_vector
 TRACE = "vlnr1_trace"
 
 
+class _Silent:
+    """Stands in a sensor's place and computes nothing."""
+
+    def __init__(self, sensor: habitat.Sensor):
+        self.sensor = sensor
+
+    def get_observation(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return np.zeros(self.sensor.observation_space.shape, self.sensor.observation_space.dtype)
+
+
 @habitat.registry.register_env(name="VLNR1GymEnv")
 class VLNR1GymEnv(GymHabitatEnv):
     """Adds `info["vlnr1_trace"]` = [x, y, z, heading] to every step, and the calls that an evaluation needs."""
@@ -53,6 +63,12 @@ class VLNR1GymEnv(GymHabitatEnv):
         # The dataset keeps all its episodes: only what comes next is changed.
         self._env.episode_iterator = EpisodeIterator(kept, shuffle=False)
         return len(kept)
+
+    def silence(self, uuid: str, silent: bool) -> None:
+        """Let a lab sensor hand out zeros from the next reset on, or work again: not every policy needs it."""
+        sensors = self._env.task.sensor_suite.sensors
+        sensor = sensors[uuid].sensor if isinstance(sensors[uuid], _Silent) else sensors[uuid]
+        sensors[uuid] = _Silent(sensor) if silent else sensor
 
     def topdown_map(self, meters_per_pixel: float = 0.05) -> dict[str, Any]:
         """Where the agent could stand on the floors that the current episode visits.

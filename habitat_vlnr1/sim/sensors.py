@@ -61,8 +61,7 @@ class InstructionSensor(LabSensor):
             return encode_text(episode.instruction.instruction_text, self.config.max_bytes)
         except ValueError as error:
             raise ValueError(
-                f"episode {episode.episode_id}: {error}; raise "
-                "habitat.task.lab_sensors.vlnr1_instruction.max_bytes"
+                f"episode {episode.episode_id}: {error}; raise habitat.task.lab_sensors.vlnr1_instruction.max_bytes"
             ) from None
 
 

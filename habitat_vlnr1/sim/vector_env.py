@@ -67,7 +67,7 @@ class VLNVectorEnv(VectorEnv):
                 connection_read_fn, connection_write_fn, env_fn, env_fn_args, auto_reset_done, mask_signals,
                 parent_pipe=parent_pipe,
             )  # fmt: skip
-        except EOFError:
+        except (EOFError, ConnectionError):
             pass  # the main process is gone
         except Exception as error:
             logger.debug(traceback.format_exc())

@@ -26,10 +26,12 @@ class SFTTrainer(VLNR1Trainer):
         # TRL takes seconds to import, and every Habitat run registers this module.
         from accelerate import PartialState
 
-        from habitat_vlnr1.trainers.sft_fit import fit, starting_model, training_records
+        from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model, training_records
 
+        # What the config gets wrong is said before any work.
         get_template(self.config.vlnr1.prompt.template)
         make_memory(**self.config.vlnr1.memory)
+        sft_arguments(self.config)
         state = PartialState(cpu=not torch.cuda.is_available())
         if state.is_main_process and not is_exported(self.config, SPLIT):
             export_split(self, self.config, SPLIT)

@@ -12,7 +12,7 @@ import torch
 import trl
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
@@ -87,45 +87,77 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
         seed=build.seed,
     )
     speed_up_vision(model)
+    use_cores(config)
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
     checkpoint.save(folder, model, processor, model_card(config, "warm-up"))
 
 
+def use_cores(config: DictConfig) -> None:
+    """On a CPU, train with `vlnr1.model.cpu_threads` threads, or one per core."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
+
+
 def fit(config: DictConfig, start: str, records: Records) -> None:
-    """Train from `start`, or go on from the newest checkpoint of the run."""
-    model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
+    """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
+    last = newest_checkpoint(config.habitat_baselines.checkpoint_folder)
+    if last is not None and is_finished(last, config.vlnr1.sft.max_steps):
+        print(f"SFT is finished: {last}")
+        return
+    # The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
+    # parameters as released, the model in memory names them otherwise, and unmatched names are only warned about.
+    source = last if last is not None and config.vlnr1.model.lora is None else start
+    model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
     speed_up_vision(model)
+    use_cores(config)
     if config.vlnr1.model.freeze_vision:
         model.model.visual.requires_grad_(False)
-    folder = config.habitat_baselines.checkpoint_folder
     trainer = trl.SFTTrainer(
         model=model.train(),
-        args=sft_arguments(config, folder),
+        args=sft_arguments(config),
         data_collator=SFTCollator(prompt_encoder(config, processor), partial(read_row, records)),
-        # TRL takes `datasets` only; a row is the index of a record, and the collator makes the record.
-        train_dataset=Dataset.from_dict({"index": list(range(len(records)))}),
+        train_dataset=index_dataset(records),
         processing_class=processor,
         peft_config=lora(config.vlnr1.model.lora),
         callbacks=[CardCallback(model_card(config, "sft"))],
     )
-    last = newest_checkpoint(folder)
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
+
+
+def is_finished(folder: str, max_steps: int) -> bool:
+    """Whether a checkpoint is the last of a run of `max_steps` steps (-1: of as many as it was planned with)."""
+    state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+    return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
+
+
+def index_dataset(records: Records) -> Dataset:
+    """TRL takes `datasets` only: a row is the index of a record, and the collator makes the record.
+
+    `length` is proportional to the prompt's tokens, for `train_sampling_strategy: group_by_length`.
+    """
+    frames = [len(records.memory.select(step)) + 1 for step in range(max(len(e.actions) for e in records.ego.episodes))]
+    lengths = [
+        len(episode.instruction) // 4 + 12 * frames[step]
+        for episode in records.ego.episodes
+        for step in range(len(episode.actions))
+    ]
+    return Dataset.from_dict({"index": list(range(len(records))), "length": lengths})
 
 
 def read_row(records: Records, row: Mapping[str, int]) -> Record:
     return records[row["index"]]
 
 
-def sft_arguments(config: DictConfig, folder: str) -> trl.SFTConfig:
+def sft_arguments(config: DictConfig) -> trl.SFTConfig:
     """TRL's arguments from `vlnr1.sft`, with what this project fixes."""
     options = OmegaConf.to_container(config.vlnr1.sft, resolve=True)
     del options["evaluate"]
     os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
     try:
         return trl.SFTConfig(
-            output_dir=folder,
+            output_dir=config.habitat_baselines.checkpoint_folder,
             seed=config.habitat.seed,
             use_cpu=not torch.cuda.is_available(),
             report_to=["tensorboard"],

@@ -32,7 +32,8 @@ def room(width=6.0, depth=4.0, *extra, turn=0.0):
 def two_rooms(door=0.8):
     """Rooms left and right of a wall at x = 3, with a door at z = 2."""
     low, high = 2 - door / 2, 2 + door / 2
-    return room(6, 4, (2.9, 0, 0, 3.0, 2.5, low), (2.9, 0, high, 3.0, 2.5, 4), (2.9, 2.1, low, 3.0, 2.5, high))
+    wall = (2.9, 0, 0, 3.0, 2.5, low), (2.9, 0, high, 3.0, 2.5, 4), (2.9, 2.1, low, 3.0, 2.5, high)
+    return room(6, 4, *wall)
 
 
 def storeys(rise=0.17, steps=18):
@@ -40,7 +41,8 @@ def storeys(rise=0.17, steps=18):
     top, run = rise * steps, 0.28
     flight = [(4, 0, 1 + run * i, 5, rise * (i + 1), 1 + run * steps) for i in range(steps)]
     end = 1 + run * steps
-    return scene((0, -0.1, 0, 6, 0, 9), (0, top - 0.1, 0, 3.5, top, 9), (0, top - 0.1, end, 6, top, 9), *flight)
+    upper = (0, top - 0.1, 0, 3.5, top, 9), (0, top - 0.1, end, 6, top, 9)
+    return scene((0, -0.1, 0, 6, 0, 9), *upper, *flight)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,9 @@ def house():
     )
 
 
-def points(grid, n, seed=0):
+def points(grid, n, seed=0, island=None):
     rng = np.random.default_rng(seed)
-    return [grid.random_point(rng) for _ in range(n)]
+    return [grid.random_point(rng, island) for _ in range(n)]
 
 
 def length(path):
@@ -70,7 +72,8 @@ def test_a_box_room_is_navigable_up_to_the_radius_from_its_walls():
     width, depth = 5.8 - 2 * RADIUS, 3.8 - 2 * RADIUS
     assert grid.area == pytest.approx(width * depth, rel=0.01)
     assert len(grid.island_areas) == 1
-    assert grid.is_navigable([0.1 + RADIUS + 0.01, 0, 2]) and not grid.is_navigable([0.1 + RADIUS - 0.02, 0, 2])
+    assert grid.is_navigable([0.1 + RADIUS + 0.01, 0, 2])
+    assert not grid.is_navigable([0.1 + RADIUS - 0.02, 0, 2])
     np.testing.assert_allclose(grid.snap([0.15, 0, 2]), [0.1 + RADIUS, 0, 2], atol=2e-3)
     assert not grid.is_navigable([3, 0.8, 2]) and grid.is_navigable([3, 0.8, 2], max_y_delta=1)
     np.testing.assert_allclose(grid.bounds(), [[0, -0.1, 0], [6, 2.5, 4]], atol=1e-6)
@@ -93,8 +96,10 @@ def test_snapping_finds_a_navigable_point_that_is_not_farther_than_others(house)
 
 
 def test_the_radius_is_respected_and_obstacles_are_measured(house):
-    boxes = np.array([[0.6, 0.6, 1.4, 1.5], [2.9, 0, 3.0, 1.6], [2.9, 2.4, 3.0, 4], [1.2, 2.6, 1.5, 3.9],
-                      [4.2, 2.2, 4.8, 3.1], [-1, -1, 7, 0.1], [-1, 3.9, 7, 5], [-1, -1, 0.1, 5], [5.9, -1, 7, 5]])
+    inner = [(0.6, 0.6, 1.4, 1.5), (2.9, 0, 3.0, 1.6), (2.9, 2.4, 3.0, 4)]
+    inner += [(1.2, 2.6, 1.5, 3.9), (4.2, 2.2, 4.8, 3.1)]
+    outer = [(-1, -1, 7, 0.1), (-1, 3.9, 7, 5), (-1, -1, 0.1, 5), (5.9, -1, 7, 5)]
+    boxes = np.array(inner + outer)
     for p in points(house, 300):
         q = p[[0, 2]]
         exact = np.linalg.norm(q - np.clip(q, boxes[:, :2], boxes[:, 2:]), axis=1).min()
@@ -146,7 +151,7 @@ def test_small_islands_are_dropped_and_larger_ones_kept_apart():
     grid = NavGrid.build(*room(6, 4, (2.9, 0, 0, 3.0, 2.5, 4), (4, 0, 1, 5, 0.5, 2)), SETTINGS)
     assert len(grid.island_areas) == 2  # not the box top of 1 m^2
     assert grid.island([1, 0, 2]) != grid.island([5.5, 0, 2])
-    assert grid.find_path([1, 0, 2], [[5.5, 0, 2]]) [0] == np.inf
+    assert grid.find_path([1, 0, 2], [[5.5, 0, 2]])[0] == np.inf
     assert grid.find_path([1, 0, 2], [[5.5, 0, 2], [2, 0, 2]])[2] == 1
     assert grid.island_radius([1, 0, 2]) == pytest.approx(np.hypot(1.4 - RADIUS, 1.9 - RADIUS), abs=0.05)
     rng = np.random.default_rng(0)
@@ -165,7 +170,7 @@ def test_storeys_are_kept_apart_and_joined_by_stairs():
     assert 12 < distance < 16 and distance == pytest.approx(length(path), abs=1e-4)
     p = np.array([4.5, 0, 0.6])
     for _ in range(30):
-        p = grid.step(p, p + [0, 0, 0.25], slide=False)
+        p = grid.step(p, np.add(p, [0, 0, 0.25]), slide=False)
         assert grid.is_navigable(p, 0.01)
     assert p[1] == pytest.approx(top, abs=1e-3) and p[2] == pytest.approx(0.6 + 30 * 0.25, abs=1e-3)
     steep = NavGrid.build(*storeys(rise=0.25, steps=12), SETTINGS)
@@ -216,7 +221,8 @@ def test_sliding_follows_a_wall_at_any_angle(turn):
         assert 0.1 + RADIUS - 0.01 <= (p @ to_world.T)[2] <= 0.1 + RADIUS + 0.075
     along = ((p - start) @ to_world.T)[0]
     assert along == pytest.approx(8 * 0.25 * np.cos(0.5236), rel=0.01 if turn == 0 else 0.12)
-    np.testing.assert_allclose(grid.step(start, start + np.array([0, 0, -0.25]) @ to_world, False), start, atol=0.02)
+    ahead = grid.step(start, start + np.array([0, 0, -0.25]) @ to_world, slide=False)
+    np.testing.assert_allclose(ahead, start, atol=0.02)
 
 
 def test_sliding_ends_in_a_corner():
@@ -264,6 +270,16 @@ def test_distance_is_symmetric_and_obeys_the_triangle_inequality(house):
     assert (d[:, None, :] <= d[:, :, None] + d[None, :, :] + 0.015).all()
 
 
+@pytest.mark.parametrize("turn", [0, 25])
+def test_the_distance_changes_no_more_than_the_start_moves(turn):
+    grid = NavGrid.build(*room(6, 4, (2.0, 0, 0, 3.0, 2.5, 2.5), (3.8, 0, 1, 4.2, 1, 4), turn=turn), SETTINGS)
+    rng, goal = np.random.default_rng(4), points(grid, 1, seed=1, island=0)[0]
+    for p in points(grid, 100, seed=2, island=0):
+        q = grid.step(p, p + rng.normal(0, 0.1, 3) * [1, 0, 1], slide=True)
+        change = abs(grid.find_path(p, [goal])[0] - grid.find_path(q, [goal])[0])
+        assert change <= np.linalg.norm(q - p) + 0.02
+
+
 def test_a_path_can_be_walked(house):
     for a, b in zip(points(house, 30, seed=6), points(house, 30, seed=7), strict=True):
         distance, path, k = house.find_path(a, [b])
@@ -280,7 +296,8 @@ def test_the_nearest_of_several_goals_is_found_and_remembered(house):
     for p in points(house, 30, seed=8):
         single = [house.find_path(p, [goal])[0] for goal in goals]
         distance, path, k = house.find_path(p, goals)
-        assert distance == pytest.approx(min(single), abs=0.01) and single[k] == pytest.approx(distance, abs=0.01)
+        assert distance == pytest.approx(min(single), abs=0.01)
+        assert single[k] == pytest.approx(distance, abs=0.01)
         np.testing.assert_allclose(path[-1], goals[k], atol=1e-4)
     distance, path, k = house.find_path([1, 0, 2], [[50, 0, 0]])
     assert distance == np.inf and path.shape == (0, 3) and k == -1

@@ -1,5 +1,6 @@
 """The simulator by itself: moving, colliding, seeing, following paths, and saying what it cannot do."""
 
+import os
 from pathlib import Path
 
 import habitat_sim
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import quaternion as qt
 import small_scene
+from habitat_embedded_sim.scene import CACHE_SCENES, open_scene
 from habitat_sim.errors import GreedyFollowerError
 
 STOP, FORWARD, LEFT, RIGHT, LOOK_UP = range(5)
@@ -94,6 +96,17 @@ def test_walls_collide_and_sliding_goes_along_them(scene: str, sliding: bool) ->
     gone = np.array([1.5, 0.0, 0.2]) - where(sim)
     assert gone[2] == pytest.approx(0.1, abs=0.06)  # stopped by the agent's radius, to a cell of 5 cm
     assert (gone[0] > 0.1) == sliding
+
+
+def test_whatever_an_agent_does_it_stays_on_the_navmesh(sim: habitat_sim.Simulator) -> None:
+    rng = np.random.default_rng(0)
+    agent = sim.get_agent(0)
+    for action in rng.choice([FORWARD, FORWARD, LEFT, RIGHT], 400):
+        before = where(sim)
+        collided = agent.act(action)
+        moved = np.linalg.norm(where(sim) - before)
+        assert sim.pathfinder.is_navigable(where(sim)) and moved < 0.25 + 1e-4
+        assert collided == (action == FORWARD and moved**2 + 1e-5 < 0.25**2)
 
 
 def test_unknown_actions_are_named(sim: habitat_sim.Simulator) -> None:
@@ -262,6 +275,18 @@ def test_the_follower_says_when_there_is_no_way(sim: habitat_sim.Simulator) -> N
         follower.next_action_along(np.array([50.0, 0.0, 0.0]))
     with pytest.raises(GreedyFollowerError):
         follower.find_path(np.array([50.0, 0.0, 0.0]))
+
+
+def test_scenes_are_kept_for_the_next_time_but_not_for_ever(tmp_path: Path) -> None:
+    paths = [str(small_scene.write_scene(tmp_path, f"scene{i}")) for i in range(CACHE_SCENES + 1)]
+    first = open_scene(paths[0])
+    assert open_scene(paths[0]) is first
+    for path in paths[1:]:
+        open_scene(path)
+    assert open_scene(paths[0]) is not first
+    again = open_scene(paths[0])
+    os.utime(paths[0], ns=(1, 1))  # written anew
+    assert open_scene(paths[0]) is not again
 
 
 # ---- configurations ------------------------------------------------------------------------------

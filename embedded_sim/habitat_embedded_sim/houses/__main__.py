@@ -10,7 +10,9 @@ def main() -> None:
     """One option per argument of `ensure`, with its default."""
     parser = argparse.ArgumentParser(prog="python -m habitat_embedded_sim.houses", description=__doc__)
     for name, parameter in inspect.signature(ensure).parameters.items():
-        parser.add_argument(f"--{name}", type=type(parameter.default), default=parameter.default)
+        many = isinstance(parameter.default, tuple)
+        kind = float if many else type(parameter.default)
+        parser.add_argument(f"--{name}", type=kind, nargs="+" if many else None, default=parameter.default)
     try:
         ensure(**vars(parser.parse_args()))
     except ValueError as error:

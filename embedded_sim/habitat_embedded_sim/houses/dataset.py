@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from habitat_embedded_sim.houses.expert import FORWARD
 from habitat_embedded_sim.houses.instructions import vocabulary, words_of, write_instruction
-from habitat_embedded_sim.houses.route import Route, draw_goal, draw_route
+from habitat_embedded_sim.houses.route import DOOR_SHARES, Route, draw_goal, draw_route
 from habitat_embedded_sim.houses.style import get_style
 from habitat_embedded_sim.houses.world import World, make_world
 
-VERSION = 1  # of the generator: raise it when the same arguments give other files
+VERSION = 2  # of the generator: raise it when the same arguments give other files
 _MANIFEST = "manifest.json"
 _GOAL_TRIES, _START_TRIES = 20, 6  # goals per wanted episode and starts per goal before a house is drawn anew
 _SHARED = 2  # episodes that may end at the same goal
@@ -44,6 +44,7 @@ class Settings:
     turn_angle: float
     forward_step: float
     goal_radius: float
+    door_shares: tuple[float, ...]
     version: int = VERSION
 
 
@@ -75,14 +76,15 @@ def ensure(
     turn_angle: float = 30.0,
     forward_step: float = 0.25,
     goal_radius: float = 3.0,
+    door_shares: Sequence[float] = DOOR_SHARES,
     num_workers: int = 2,
 ) -> None:
     """Make the houses and episodes unless they are there.
 
     Scenes go to `<data_dir>/scene_datasets/<name>`, episodes to `<data_dir>/datasets/vln/<name>`, in the schema of
     R2R-CE with splits train, val_seen and val_unseen. Lengths in metres, `turn_angle` in degrees (those of the expert
-    that made the ground truth). The same arguments give the same files, whatever `num_workers` is. ValueError if the
-    folder holds a set made with others.
+    that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors. The
+    same arguments give the same files, whatever `num_workers` is. ValueError if the folder holds another set.
     """
     settings = Settings(
         name,
@@ -96,6 +98,7 @@ def ensure(
         float(turn_angle),
         float(forward_step),
         float(goal_radius),
+        tuple(float(share) for share in door_shares),
     )
     _check(settings)
     root = Path(data_dir)
@@ -126,6 +129,8 @@ def _check(settings: Settings) -> None:
         raise ValueError("houses: train_scenes and val_unseen_scenes are both 0: nothing to make")
     if settings.val_seen_episodes and not settings.train_scenes:
         raise ValueError("houses: val_seen_episodes need train_scenes: give some or set val_seen_episodes to 0")
+    if not settings.door_shares or min(settings.door_shares) < 0 or not sum(settings.door_shares):
+        raise ValueError(f"houses: door_shares {settings.door_shares}: use shares of 0, 1, 2, … doors, not all 0")
     if not 1 <= settings.turn_angle <= 90 or not 0.05 <= settings.forward_step <= 0.5:
         raise ValueError(
             f"houses: turn_angle {settings.turn_angle} or forward_step {settings.forward_step} is out of range: "
@@ -139,7 +144,7 @@ def _is_made(folder: Path, settings: Settings) -> bool:
         return False
     manifest = folder / _MANIFEST
     found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    wanted = asdict(settings)
+    wanted = json.loads(json.dumps(asdict(settings)))
     different = [f"{key} {found.get(key)!r} not {value!r}" for key, value in wanted.items() if found.get(key) != value]
     if different:
         reason = "; ".join(different) if found else "no manifest.json"
@@ -216,7 +221,7 @@ def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int
         for _ in range(_START_TRIES if goal else 0):
             if found == _SHARED or len(episodes) == count:
                 break
-            route = draw_route(rng, world, goal, settings.forward_step, settings.turn_angle)
+            route = draw_route(rng, world, goal, settings.forward_step, settings.turn_angle, settings.door_shares)
             if route is not None:
                 found += 1
                 used[goal.piece.name] = used.get(goal.piece.name, 0) + 1

@@ -14,6 +14,7 @@ from habitat_embedded_sim.houses.style import Style, contrast
 
 GAP = 0.8  # free width between pieces, and between a piece and a wall it does not stand against
 _WALL_GAP = 0.02
+_TRIES = 40  # places tried for a piece
 _MIN_CONTRAST = 115.0  # RGB distance of a piece's colour from its room's walls
 
 
@@ -44,10 +45,11 @@ class Piece:
 
 
 def furnish(rng: np.random.Generator, plan: Plan) -> list[Piece]:
-    """Furnish every room; each has at least one piece when any fits."""
+    """Furnish every room, first with the piece that tells what room it is, where that fits."""
     pieces: list[Piece] = []
     for room in plan.rooms:
-        kinds = [str(k) for k in rng.permutation(plan.style.kinds[room.kind])]
+        tell_tale, *others = plan.style.kinds[room.kind]
+        kinds = [tell_tale, *(str(k) for k in rng.permutation(others))]
         wanted = int(np.clip(round(room.rect.area / 3.2), 2, 5)) - (room.kind == "hallway")
         for kind in kinds:
             if sum(piece.room == room.index for piece in pieces) >= wanted:
@@ -76,7 +78,7 @@ def _place(
     kind = KINDS[name]
     keep_out = [door.zone(1.2, 0.8) for door in plan.doors_of(room.index)]
     others = [piece.footprint for piece in pieces if piece.room == room.index]
-    for _ in range(25):
+    for _ in range(_TRIES):
         spot = _free_spot(rng, room, kind) if kind.free and rng.random() < 0.4 else _wall_spot(rng, room, kind)
         if spot is None:
             continue

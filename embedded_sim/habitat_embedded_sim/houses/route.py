@@ -5,6 +5,7 @@ stops, so that what the instruction says can be seen.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from habitat_embedded_sim.houses.furnish import Piece
 from habitat_embedded_sim.houses.plan import Door
 from habitat_embedded_sim.houses.world import World
 
-DOOR_SHARES = (0.28, 0.3, 0.24, 0.18)  # share of draws that cross 0, 1, 2, 3 doors (0 and 3 fail more often)
+DOOR_SHARES = (0.28, 0.3, 0.24, 0.18)  # default draws that cross 0, 1, 2, 3 doors (0 and 3 fail more often)
 SHORTEST, LONGEST = 3.0, 11.0  # metres
 _STOP_GAP = (0.55, 0.8)  # distance of the goal from its landmark
 _GOAL_PIXELS = 24  # of SIGHT's 1024, in the last frame and in one just before
@@ -74,10 +75,15 @@ def draw_goal(rng: np.random.Generator, world: World, used: dict[str, int]) -> G
 
 
 def draw_route(
-    rng: np.random.Generator, world: World, goal: Goal, forward_step: float, turn_angle: float
+    rng: np.random.Generator,
+    world: World,
+    goal: Goal,
+    forward_step: float,
+    turn_angle: float,
+    door_shares: Sequence[float] = DOOR_SHARES,
 ) -> Route | None:
     """One try to draw a route to the goal; None when it would not make a good episode."""
-    doors = int(rng.choice(len(DOOR_SHARES), p=DOOR_SHARES))
+    doors = int(rng.choice(len(door_shares), p=np.array(door_shares) / sum(door_shares)))
     start = _draw_start(rng, world, goal, doors)
     if start is None:
         return None

@@ -23,14 +23,14 @@ class Style:
     frame: RGB
     trim: RGB
     ceiling: RGB
-    kinds: dict[str, tuple[str, ...]]
+    kinds: dict[str, tuple[str, ...]]  # furniture by kind of room; the first tells the room
 
 
 _MODERN_KINDS = {
     "living room": ("sofa", "armchair", "tv", "table", "lamp", "plant", "cabinet", "bookshelf"),
     "kitchen": ("fridge", "stove", "table", "chair", "cabinet", "plant"),
     "bedroom": ("bed", "wardrobe", "lamp", "armchair", "plant", "cabinet"),
-    "bathroom": ("bathtub", "toilet", "sink", "cabinet", "plant"),
+    "bathroom": ("toilet", "bathtub", "sink", "cabinet", "plant"),
     "dining room": ("table", "chair", "cabinet", "plant", "lamp", "bench"),
     "office": ("desk", "chair", "bookshelf", "lamp", "plant", "armchair"),
     "library": ("bookshelf", "armchair", "table", "lamp", "sofa", "plant"),
@@ -39,9 +39,9 @@ _MODERN_KINDS = {
 
 _RUSTIC_KINDS = {
     "living room": ("sofa", "armchair", "fireplace", "table", "lamp", "chest", "bookshelf"),
-    "kitchen": ("stove", "table", "bench", "cabinet", "sink", "fridge"),
+    "kitchen": ("stove", "table", "bench", "cabinet", "fridge"),
     "bedroom": ("bed", "wardrobe", "chest", "lamp", "chair", "plant"),
-    "bathroom": ("bathtub", "toilet", "sink", "chest", "plant"),
+    "bathroom": ("toilet", "bathtub", "sink", "chest", "plant"),
     "dining room": ("table", "bench", "fireplace", "cabinet", "plant", "chair"),
     "office": ("desk", "chair", "bookshelf", "chest", "lamp"),
     "library": ("bookshelf", "armchair", "fireplace", "lamp", "table", "chest"),

@@ -1,0 +1,170 @@
+"""Export → training → evaluation on two generated houses, in one process, through the registered trainers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from habitat_baselines.common.baseline_registry import baseline_registry
+from habitat_baselines.config.default import get_config
+
+from safetensors.torch import load_file
+
+from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.records import RecordError, VLNEgo
+
+pytest.importorskip("habitat_embedded_sim")
+CONFIGS = str(Path(__file__).parents[1] / "configs" / "trainer")
+SCENES = ["train_scenes=2", "train_episodes_per_scene=3", "val_seen_episodes=2", "val_unseen_scenes=1"]
+SMALL = [
+    *(f"+vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2", "num_workers=1"]),
+    "vlnr1.model.build.warmup.steps=4",
+    "vlnr1.model.build.warmup.batch_size=4",
+    "+vlnr1.model.build.warmup.workers=0",
+    "vlnr1.sft.max_steps=4",
+    "vlnr1.sft.save_steps=2",
+    "vlnr1.sft.per_device_train_batch_size=2",
+    "vlnr1.sft.evaluate=false",
+    "vlnr1.model.cpu_threads=1",
+    "vlnr1.eval.videos=1",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def run(home, monkeypatch):
+    """Run a config's trainer in the data folder, as `habitat_baselines.run` does."""
+    monkeypatch.chdir(home)
+    threads = torch.get_num_threads()
+
+    def start(name, *overrides, evaluate=False):
+        config = get_config(f"{name}.yaml", [*SMALL, *overrides] if name != "vlnr1_export" else [*overrides], CONFIGS)
+        trainer = baseline_registry.get_trainer(config.habitat_baselines.trainer_name)(config)
+        trainer.eval() if evaluate else trainer.train()
+        return config
+
+    yield start
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_one_command_exports_trains_and_leaves_a_checkpoint(run, home, capsys):
+    run("vlnr1_sft")
+    root = home / "data/vln_ego/embedded/train"
+    summary = json.loads((root / "summary.json").read_text())
+    ego = VLNEgo(root)
+    ego.check_frames()
+    assert summary["episodes"] + len(summary["skipped"]) == 6
+    assert summary["actions"]["stop"] == len(ego.episodes) == summary["episodes"]
+    assert summary["records"] == len(ego.records(make_memory("current"), 6))
+    assert all(len(episode.descriptions) == len(episode.actions) for episode in ego.episodes)
+    assert f"train: {summary['episodes']} episodes, {summary['records']} records" in capsys.readouterr().out
+    checkpoint = home / "data/vlnr1/quickstart/checkpoints/checkpoint-4"
+    assert (checkpoint / "model.safetensors").is_file()
+    card = json.loads((checkpoint / "vlnr1.json").read_text())
+    assert (card["turn_angle"], card["num_actions"], card["info"]["stage"]) == (30, 6, "sft")
+
+
+@pytest.mark.slow
+def test_a_second_start_finds_everything_made(run, home, capsys):
+    before = (home / "data/vlnr1/quickstart/checkpoints/checkpoint-4/model.safetensors").stat().st_mtime_ns
+    run("vlnr1_sft")
+    out = capsys.readouterr().out
+    assert "Exporting" not in out
+    assert "SFT is finished: data/vlnr1/quickstart/checkpoints/checkpoint-4" in out
+    assert (home / "data/vlnr1/quickstart/checkpoints/checkpoint-4/model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_resuming_goes_on_as_if_nothing_had_happened(run, home):
+    """Weights, optimizer, schedule and data order: a run stopped after step 2 ends with the weights of an unbroken one."""
+    checkpoints = home / "data/vlnr1/quickstart/checkpoints"
+    unbroken = load_file(checkpoints / "checkpoint-4/model.safetensors")
+    (checkpoints / "checkpoint-4").rename(home / "unbroken")
+    run("vlnr1_sft")
+    resumed = load_file(checkpoints / "checkpoint-4/model.safetensors")
+    assert unbroken.keys() == resumed.keys()
+    for name, weight in unbroken.items():
+        torch.testing.assert_close(resumed[name], weight, msg=name)
+
+
+@pytest.mark.slow
+def test_half_a_checkpoint_is_not_taken_for_whole(run, home, capsys):
+    half = home / "data/vlnr1/quickstart/checkpoints/checkpoint-9"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"cut")
+    run("vlnr1_sft")
+    assert "checkpoint-4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_evaluation_writes_what_others_rely_on(run, home, capsys):
+    run("vlnr1_sft", evaluate=True)
+    table = capsys.readouterr().out
+    results = home / "data/vlnr1/quickstart/results"
+    for policy in ("random", "forward_only", "oracle", "vlnr1_sft", "vlnr1_sft_blind"):
+        folder = results / policy / "val_unseen"
+        lines = (folder / "episodes.jsonl").read_text().splitlines()
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["policy"] == policy and summary["split"] == "val_unseen"
+        assert summary["episodes"] == len(lines) == 2
+        assert {"protocol", "SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW"} <= set(summary)
+        assert 0 <= summary["SR"] <= 1
+        assert f"| {policy} " in table
+    assert json.loads((results / "oracle/val_unseen/summary.json").read_text())["SR"] == 1
+    assert list((results / "vlnr1_sft/val_unseen/videos").glob("*.mp4"))
+    assert list((results / "vlnr1_sft/val_unseen/videos").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_export_goes_on_without_repeating(run, home):
+    root = home / "data/vln_ego/embedded/train"
+    lines = (root / "episodes.jsonl").read_text().splitlines(keepends=True)
+    kept = {json.loads(line)["episode_id"] for line in lines[:2]}
+    (root / "episodes.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    (root / "summary.json").unlink()
+    scenes = [f"+vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]]
+    run("vlnr1_export", *scenes)
+    ids = [json.loads(line)["episode_id"] for line in (root / "episodes.jsonl").read_text().splitlines()]
+    assert set(ids[:2]) == kept and len(ids) == len(set(ids)) == len(lines)
+
+
+@pytest.mark.slow
+def test_another_turn_angle_is_refused(run):
+    with pytest.raises(ValueError, match="trained with turn_angle 30, but the simulator is configured with 15"):
+        run("vlnr1_sft", "vlnr1.protocol.turn_angle=15", evaluate=True)
+
+
+@pytest.mark.slow
+def test_a_cut_frame_is_found_before_training(run, home):
+    frame = next((home / "data/vln_ego/embedded/train/frames").rglob("0003.jpg"))
+    whole = frame.read_bytes()
+    frame.write_bytes(whole[:-20])
+    try:
+        with pytest.raises(RecordError, match=r"0003.jpg: frame is not a whole JPEG"):
+            run("vlnr1_sft", "vlnr1.run_dir=other")
+    finally:
+        frame.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_no_checkpoint_says_what_to_do(run):
+    with pytest.raises(FileNotFoundError, match="train first, or name one with vlnr1.checkpoint="):
+        run("vlnr1_sft", "vlnr1.run_dir=nothing", evaluate=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vlnr1.memory.strategy=elephant", "unknown memory strategy 'elephant'"),
+        ("vlnr1.prompt.template=haiku", "unknown prompt template 'haiku'"),
+        ("+vlnr1.sft.wings=2", "wings"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_line_before_any_work(run, home, override, message):
+    with pytest.raises(ValueError, match=message):
+        run("vlnr1_sft", override, "vlnr1.run_dir=wrong")

@@ -1,0 +1,67 @@
+"""Registering, Hydra's search path, and that every task and protocol composes."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import habitat
+import pytest
+from habitat_baselines.common.baseline_registry import baseline_registry
+from habitat_baselines.config.default import get_config
+from omegaconf import OmegaConf
+
+from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
+from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
+
+CONFIGS = os.path.join(os.path.dirname(__file__), "sim_configs")
+MEASURES = ["OracleSuccess", "OracleNavigationError", "PathLength", "StepsTaken", "NDTW", "SDTW"]
+SENSORS = ["VLNR1InstructionSensor", "VLNR1ClockSensor", "VLNR1ExpertSensor", "VLNR1DescriptionSensor"]
+
+
+def test_register_can_be_repeated():
+    register()
+    register()
+    register_sim()
+    assert habitat.registry.get_dataset("VLN-CE-v1") is not None
+    assert all(habitat.registry.get_measure(name) for name in MEASURES)
+    assert all(habitat.registry.get_sensor(name) for name in SENSORS)
+    for name in ("VLNR1Policy", "RandomPolicy", "ForwardOnlyPolicy", "OraclePolicy"):
+        assert baseline_registry.get_policy(name) is not None
+    assert baseline_registry.get_obs_transformer("LongShortMemory") is not None
+    assert all(name in sys.modules for name in BASELINES_MODULES)
+
+
+def test_the_plugin_appends_both_roots():
+    appended = []
+    search_path = SimpleNamespace(append=lambda provider, path: appended.append(path))
+    HabitatVLNR1Plugin().manipulate_search_path(search_path)
+    assert appended == [root.as_uri() for root in config_roots()]
+    assert all(root.is_dir() for root in config_roots())
+
+
+@pytest.mark.parametrize("task", ["embedded", "r2r", "r2r_test"])
+@pytest.mark.parametrize("protocol", ["embedded", "r2r"])
+def test_every_task_composes_with_every_protocol(task, protocol):
+    config = get_config("sim_test.yaml", [f"vlnr1/task={task}", f"vlnr1/protocol={protocol}"], CONFIGS)
+    ours, sim = config.vlnr1.protocol, config.habitat.simulator
+    assert (ours.name, config.vlnr1.task.name) == (protocol, "r2r" if task == "r2r_test" else task)
+    camera = sim.agents.main_agent.sim_sensors.rgb_sensor
+    assert [camera.width, camera.height, camera.hfov] == [ours.width, ours.height, ours.hfov]
+    assert list(camera.position) == [0, ours.camera_height, 0]
+    assert (sim.turn_angle, sim.forward_step_size) == (ours.turn_angle, ours.forward_step)
+    assert sim.habitat_sim_v0.allow_sliding == ours.sliding
+    assert (sim.agents.main_agent.height, sim.agents.main_agent.radius) == (ours.agent_height, ours.agent_radius)
+    assert config.habitat.environment.max_episode_steps == ours.max_steps
+    assert list(config.habitat.task.actions) == ["stop", "move_forward", "turn_left", "turn_right"]
+    assert list(config.habitat.gym.obs_keys) == ["rgb", "vlnr1_instruction", "vlnr1_clock"]
+    for name in ("success", "oracle_success", "ndtw"):
+        if task != "r2r_test":
+            assert config.habitat.task.measurements[name].success_distance == ours.success_distance
+    assert OmegaConf.missing_keys(config.habitat) <= {"habitat.simulator.agents_order"}
+
+
+def test_extra_sensors_are_added_by_config():
+    config = get_config("sim_test.yaml", ["+vlnr1/sensors=[expert,description]"], CONFIGS)
+    assert list(config.habitat.gym.obs_keys)[-2:] == ["vlnr1_expert", "vlnr1_description"]
+    assert config.habitat.task.lab_sensors.vlnr1_expert == config.vlnr1.extra_sensors.vlnr1_expert
+    assert config.habitat.task.lab_sensors.vlnr1_description == config.vlnr1.extra_sensors.vlnr1_description
