@@ -16,7 +16,7 @@ test: .venv/installed  ## the whole test suite
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("habitat-vlnr1 needs Python 3.11, but %s is %d.%d: install it or run make PYTHON=/path/to/python3.11" % (sys.executable, *v))'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/locked.txt
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/locked.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e . -e embedded_sim
 	touch $@
 

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import trl
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from transformers import TrainerCallback, TrainerState
 
-from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
 from habitat_vlnr1.lvlm.inputs import PromptEncoder, SFTCollator
@@ -117,7 +118,7 @@ def fit(config: DictConfig, start: str, records: Records) -> None:
         model=model.train(),
         args=sft_arguments(config),
         data_collator=SFTCollator(prompt_encoder(config, processor), partial(read_row, records)),
-        train_dataset=index_dataset(records),
+        train_dataset=index_dataset(records, config.vlnr1.data.keep_straight, config.habitat.seed),
         processing_class=processor,
         peft_config=lora(config.vlnr1.model.lora),
         callbacks=[CardCallback(model_card(config, "sft"))],
@@ -132,18 +133,27 @@ def is_finished(folder: str, max_steps: int) -> bool:
     return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
 
 
-def index_dataset(records: Records) -> Dataset:
+def index_dataset(records: Records, keep_straight: float = 1.0, seed: int = 0) -> Dataset:
     """TRL takes `datasets` only: a row is the index of a record, and the collator makes the record.
 
     `length` is proportional to the prompt's tokens, for `train_sampling_strategy: group_by_length`.
+
+    Args:
+        keep_straight: share of the records with a whole answer of FORWARD that is trained on, drawn at random. Walking
+            straight on is most of what an expert does, and turns decide; VLN-CE weights the loss to the same end
+            (inflection weighting).
+        seed: of that draw.
     """
+    chance = np.random.default_rng(seed)
     frames = [len(records.memory.select(step)) + 1 for step in range(max(len(e.actions) for e in records.ego.episodes))]
-    lengths = [
-        len(episode.instruction) // 4 + 12 * frames[step]
-        for episode in records.ego.episodes
-        for step in range(len(episode.actions))
-    ]
-    return Dataset.from_dict({"index": list(range(len(records))), "length": lengths})
+    rows: dict[str, list[int]] = {"index": [], "length": []}
+    for index in range(len(records)):
+        episode, step = records.locate(index)
+        future = episode.actions[step : step + records.num_actions]
+        if set(future) != {Action.FORWARD} or chance.random() < keep_straight:
+            rows["index"].append(index)
+            rows["length"].append(len(episode.instruction) // 4 + 12 * frames[step])
+    return Dataset.from_dict(rows)
 
 
 def read_row(records: Records, row: Mapping[str, int]) -> Record:

@@ -40,6 +40,19 @@ class Phrases:
 
 
 PHRASES = {
+    "plain": Phrases(
+        turn=("turn {side}",),
+        around=("turn around",),
+        door=("go through the door on your {side} into {room}",),
+        door_ahead=("go through the door ahead into {room}",),
+        passing=(),  # landmarks on the way go unmentioned
+        stop=("stop at {thing}",),
+        stop_same_room=("stop at {thing}",),
+        rooms=("the {colour} room",),
+        front=("",),
+        beside=("",),
+        then=("",),
+    ),
     "modern": Phrases(
         turn=("turn {side}", "turn to your {side}"),
         around=("turn around", "turn all the way around"),
@@ -96,7 +109,8 @@ def write_instruction(rng: np.random.Generator, plan: Plan, route: Route, turn_a
     phrases = PHRASES[plan.style.name]
     clauses = []
     turned = first_turn(route, turn_angle)
-    events = _choose_events(rng, route, _MAX_CLAUSES - 1 - (abs(turned) >= _TURN))
+    most = _MAX_CLAUSES - 1 - (abs(turned) >= _TURN) if phrases.passing else 0
+    events = _choose_events(rng, route, most)
     if abs(turned) >= _TURN_AROUND:
         clauses.append(_pick(rng, phrases.around))
     elif abs(turned) >= _TURN:
