@@ -39,6 +39,7 @@ class Plan:
     step: int
     actions: tuple[Action, ...]
     text: str
+    valid: bool
 
 
 @baseline_registry.register_policy
@@ -112,10 +113,13 @@ class VLNR1Policy(ScriptedPolicy):
             answers = self.decoder.decode([self._prompt(observations, row) for row in asked])
             for row, answer in zip(asked, answers, strict=True):
                 rollout, step = clocks[row]
-                self._plans[rollout] = Plan(step, answer.actions, answer.text)
+                self._plans[rollout] = Plan(step, answer.actions, answer.text, answer.valid)
                 self._plans.move_to_end(rollout)
         actions = torch.tensor([[int(self._planned(*clock))] for clock in clocks], device=masks.device)
-        info = [{"vlnr1_text": self._plans[rollout].text} if row in asked else {} for row, (rollout, _) in enumerate(clocks)]
+        info: list[dict[str, Any]] = [{} for _ in clocks]
+        for row in asked:
+            info[row]["vlnr1_text"] = self._plans[clocks[row][0]].text
+            info[row]["vlnr1_invalid"] = not self._plans[clocks[row][0]].valid
         while len(self._plans) > MAX_ROLLOUTS:
             self._plans.popitem(last=False)
         return PolicyActionData(rnn_hidden_states=rnn_hidden_states, actions=actions, policy_info=info)

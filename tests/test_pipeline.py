@@ -7,7 +7,6 @@ import pytest
 import torch
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
-
 from safetensors.torch import load_file
 
 from habitat_vlnr1.memory import make_memory
@@ -17,10 +16,9 @@ pytest.importorskip("habitat_embedded_sim")
 CONFIGS = str(Path(__file__).parents[1] / "configs" / "trainer")
 SCENES = ["train_scenes=2", "train_episodes_per_scene=3", "val_seen_episodes=2", "val_unseen_scenes=1"]
 SMALL = [
-    *(f"+vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2", "num_workers=1"]),
+    *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
     "vlnr1.model.build.warmup.steps=4",
     "vlnr1.model.build.warmup.batch_size=4",
-    "+vlnr1.model.build.warmup.workers=0",
     "vlnr1.sft.max_steps=4",
     "vlnr1.sft.save_steps=2",
     "vlnr1.sft.per_device_train_batch_size=2",
@@ -81,7 +79,7 @@ def test_a_second_start_finds_everything_made(run, home, capsys):
 
 @pytest.mark.slow
 def test_resuming_goes_on_as_if_nothing_had_happened(run, home):
-    """Weights, optimizer, schedule and data order: a run stopped after step 2 ends with the weights of an unbroken one."""
+    """Weights, optimizer, schedule, data order: a run stopped after step 2 ends with an unbroken one's weights."""
     checkpoints = home / "data/vlnr1/quickstart/checkpoints"
     unbroken = load_file(checkpoints / "checkpoint-4/model.safetensors")
     (checkpoints / "checkpoint-4").rename(home / "unbroken")
@@ -127,7 +125,7 @@ def test_an_interrupted_export_goes_on_without_repeating(run, home):
     kept = {json.loads(line)["episode_id"] for line in lines[:2]}
     (root / "episodes.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
     (root / "summary.json").unlink()
-    scenes = [f"+vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]]
+    scenes = [f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]]
     run("vlnr1_export", *scenes)
     ids = [json.loads(line)["episode_id"] for line in (root / "episodes.jsonl").read_text().splitlines()]
     assert set(ids[:2]) == kept and len(ids) == len(set(ids)) == len(lines)
@@ -153,7 +151,7 @@ def test_a_cut_frame_is_found_before_training(run, home):
 
 @pytest.mark.slow
 def test_no_checkpoint_says_what_to_do(run):
-    with pytest.raises(FileNotFoundError, match="train first, or name one with vlnr1.checkpoint="):
+    with pytest.raises(FileNotFoundError, match=r"train first, or name one with vlnr1\.checkpoint="):
         run("vlnr1_sft", "vlnr1.run_dir=nothing", evaluate=True)
 
 

@@ -63,5 +63,5 @@ def test_every_task_composes_with_every_protocol(task, protocol):
 def test_extra_sensors_are_added_by_config():
     config = get_config("sim_test.yaml", ["+vlnr1/sensors=[expert,description]"], CONFIGS)
     assert list(config.habitat.gym.obs_keys)[-2:] == ["vlnr1_expert", "vlnr1_description"]
-    assert config.habitat.task.lab_sensors.vlnr1_expert == config.vlnr1.extra_sensors.vlnr1_expert
+    assert config.habitat.task.lab_sensors.vlnr1_expert.type == "VLNR1ExpertSensor"
     assert config.habitat.task.lab_sensors.vlnr1_description == config.vlnr1.extra_sensors.vlnr1_description

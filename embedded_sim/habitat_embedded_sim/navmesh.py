@@ -56,9 +56,7 @@ def _point(p: ArrayLike) -> tuple[float, float, float]:
 class NavGrid:
     """A navigation mesh. Make one with `build` or `load`."""
 
-    def __init__(
-        self, cells: Cells, area: NDArray[np.float64], bounds: Point, settings: NavMeshSettings
-    ) -> None:
+    def __init__(self, cells: Cells, area: NDArray[np.float64], bounds: Point, settings: NavMeshSettings) -> None:
         self.settings = settings
         self._cells, self._cell_area, self._bounds = cells, area, bounds
         self._fields: OrderedDict[bytes, list] = OrderedDict()

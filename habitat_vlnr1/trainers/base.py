@@ -42,4 +42,3 @@ class VLNR1Trainer(PPOTrainer):
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
         make_scenes(self.config)
-

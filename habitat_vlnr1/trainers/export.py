@@ -65,7 +65,7 @@ def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[
         "split": split,
         "dataset": config.habitat.dataset.type,
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
-        "expert": config.habitat.task.lab_sensors.vlnr1_expert.mode,
+        "expert": config.vlnr1.task.expert,
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,
     }
@@ -74,6 +74,7 @@ def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[
         described(config) if export.describe else config,
         **{
             "habitat.dataset.split": split,
+            "habitat.task.lab_sensors.vlnr1_expert.mode": config.vlnr1.task.expert,
             "habitat.environment.iterator_options.shuffle": False,
             "habitat_baselines.num_environments": export.num_environments,
         },

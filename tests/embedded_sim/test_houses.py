@@ -256,5 +256,7 @@ def test_expert_walks_round_a_corner_with_few_turns() -> None:
 
 def test_styles_speak_differently_with_few_words() -> None:
     assert len(vocabulary()) < 250
-    modern, rustic = (set(PHRASES[name].door + PHRASES[name].passing + PHRASES[name].stop) for name in STYLES)
+    modern, rustic = (
+        set(PHRASES[name].door + PHRASES[name].passing + PHRASES[name].stop) for name in ("modern", "rustic")
+    )
     assert not modern & rustic

@@ -1,7 +1,8 @@
 """Looks of houses: colours, textures, furniture and wording of each style.
 
-A style is a distribution over houses. `plain` is the easiest; `modern` and `rustic` differ in wall and furniture shades, in textures, in the
-kinds of furniture and in the phrasing of the instructions, so that one can be the unseen domain of the other.
+A style is a distribution over houses. `plain` is the easiest; `modern` and `rustic` differ in wall and furniture
+shades, in textures, in the kinds of furniture and in the phrasing of the instructions, so that one can be the unseen
+domain of the other.
 """
 
 from dataclasses import dataclass, replace
