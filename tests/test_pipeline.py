@@ -134,7 +134,13 @@ def test_an_interrupted_export_goes_on_without_repeating(run, home):
 @pytest.mark.slow
 def test_another_turn_angle_is_refused(run):
     with pytest.raises(ValueError, match="trained with turn_angle 30, but the simulator is configured with 15"):
-        run("vlnr1_sft", "vlnr1.protocol.turn_angle=15", evaluate=True)
+        run("vlnr1_sft", "vlnr1.protocol.turn_angle=15", "vlnr1.task.scenes.turn_angle=30", evaluate=True)
+
+
+@pytest.mark.slow
+def test_houses_of_other_settings_are_not_taken_for_these(run):
+    with pytest.raises(ValueError, match="holds another set"):
+        run("vlnr1_sft", "vlnr1.task.scenes.seed=7")
 
 
 @pytest.mark.slow

@@ -118,9 +118,11 @@ class _Endless(torch.utils.data.Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(seed)
         rounds = -(-total // len(rows))
         order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(rounds)])[:total]
-        length = torch.tensor(lengths)
+        length = torch.tensor(lengths) // 32  # roughly: batches of one and the same length would be of one kind
         batches = [
-            batch for pool in order.split(50 * batch_size) for batch in pool[length[pool].argsort()].split(batch_size)
+            batch
+            for pool in order.split(50 * batch_size)
+            for batch in pool[length[pool].argsort(stable=True)].split(batch_size)
         ]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         self.order = torch.tensor(rows)[torch.cat([batches[i] for i in shuffled])].tolist()

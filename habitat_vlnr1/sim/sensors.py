@@ -105,7 +105,7 @@ class DescriptionConfig(LabSensorConfig):
     type: str = "VLNR1DescriptionSensor"
     max_bytes: int = 1024  # length of the array
     min_share: float = 0.004  # smallest share of the image's pixels for a thing to be named
-    max_things: int = 16  # name at most this many things, the largest first
+    max_things: int = 5  # name at most this many things, the largest first
 
 
 @registry.register_sensor(name="VLNR1DescriptionSensor")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hydra
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -14,7 +15,10 @@ def make_scenes(config: DictConfig) -> None:
     """Make the task's scenes and episodes when the config names a maker (`vlnr1.task.scenes._target_`)."""
     scenes = OmegaConf.select(config, "vlnr1.task.scenes")
     if scenes is not None:
-        hydra.utils.call(scenes)
+        try:
+            hydra.utils.call(scenes)
+        except InstantiationException as error:
+            raise (error.__cause__ or error) from None  # the maker's own line, not Hydra's around it
 
 
 def edited(config: DictConfig, **changes: object) -> DictConfig:
