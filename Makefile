@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint lock clean
+.PHONY: quickstart test lock clean
 
 quickstart: .venv/installed  ## make the houses, export, train, evaluate: the embedded default
 	$(BIN)/python -m habitat_baselines.run --config-name=vlnr1_sft
