@@ -29,7 +29,6 @@ class Decoder:
     """Answers PLAN, and notes what it was asked."""
 
     num_actions = len(PLAN)
-    identity: dict = {}
 
     def __init__(self):
         self.model = nn.Linear(1, 1)
