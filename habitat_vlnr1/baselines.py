@@ -76,6 +76,10 @@ class ScriptedPolicy(nn.Module, Policy):
         """The action of each environment in the batch."""
         raise NotImplementedError
 
+    def said(self, observations: dict[str, Tensor]) -> list[dict[str, Any]] | None:
+        """What to tell about each environment's action just given (`policy_info`); None: nothing."""
+        return None
+
     def act(
         self,
         observations: dict[str, Tensor],
@@ -86,7 +90,9 @@ class ScriptedPolicy(nn.Module, Policy):
         **kwargs: Any,
     ) -> PolicyActionData:
         actions = torch.tensor(self.actions(observations), dtype=torch.long, device=masks.device)
-        return PolicyActionData(rnn_hidden_states=rnn_hidden_states, actions=actions.unsqueeze(1))
+        return PolicyActionData(
+            rnn_hidden_states=rnn_hidden_states, actions=actions.unsqueeze(1), policy_info=self.said(observations)
+        )
 
 
 @baseline_registry.register_policy

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gym import spaces
 from habitat_baselines.common.baseline_registry import baseline_registry
-from habitat_baselines.rl.ppo.policy import PolicyActionData
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -23,10 +22,10 @@ from habitat_vlnr1.baselines import ScriptedPolicy
 from habitat_vlnr1.obs_transform import CLOCK, MEMORY, MEMORY_STEPS
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.sim.text import decode_text
-from habitat_vlnr1.trainers.base import newest_checkpoint
 
 if TYPE_CHECKING:  # Transformers takes seconds to import, and every Habitat run registers this module.
     from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
+    from habitat_vlnr1.lvlm.inputs import PromptEncoder
 
 INSTRUCTION = "vlnr1_instruction"
 MAX_ROLLOUTS = 256
@@ -80,6 +79,8 @@ class VLNR1Policy(ScriptedPolicy):
     def from_config(
         cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space, **kwargs: Any
     ) -> VLNR1Policy:
+        from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint
+
         path = config.vlnr1.checkpoint or newest_checkpoint(config.habitat_baselines.checkpoint_folder)
         if path is None:
             raise FileNotFoundError(
@@ -98,31 +99,24 @@ class VLNR1Policy(ScriptedPolicy):
             **self.decoder.identity,
         }
 
-    def act(
-        self,
-        observations: dict[str, Tensor],
-        rnn_hidden_states: Tensor,
-        prev_actions: Tensor,
-        masks: Tensor,
-        deterministic: bool = False,
-        **kwargs: Any,
-    ) -> PolicyActionData:
-        clocks = [tuple(clock) for clock in observations[CLOCK].tolist()]
+    def actions(self, observations: dict[str, Tensor]) -> list[int]:
+        clocks = observations[CLOCK].tolist()
         asked = [row for row, clock in enumerate(clocks) if self._planned(*clock) is None]
-        if asked:
-            answers = self.decoder.decode([self._prompt(observations, row) for row in asked])
-            for row, answer in zip(asked, answers, strict=True):
-                rollout, step = clocks[row]
-                self._plans[rollout] = Plan(step, answer.actions, answer.text, answer.valid)
-                self._plans.move_to_end(rollout)
-        actions = torch.tensor([[int(self._planned(*clock))] for clock in clocks], device=masks.device)
-        info: list[dict[str, Any]] = [{} for _ in clocks]
-        for row in asked:
-            info[row]["vlnr1_text"] = self._plans[clocks[row][0]].text
-            info[row]["vlnr1_invalid"] = not self._plans[clocks[row][0]].valid
         while len(self._plans) > MAX_ROLLOUTS:
             self._plans.popitem(last=False)
-        return PolicyActionData(rnn_hidden_states=rnn_hidden_states, actions=actions, policy_info=info)
+        answers = self.decoder.decode([self._prompt(observations, row) for row in asked]) if asked else []
+        for row, answer in zip(asked, answers, strict=True):
+            rollout, step = clocks[row]
+            self._plans[rollout] = Plan(step, answer.actions, answer.text, answer.valid)
+            self._plans.move_to_end(rollout)
+        return [int(self._planned(*clock)) for clock in clocks]
+
+    def said(self, observations: dict[str, Tensor]) -> list[dict[str, Any]]:
+        plans = [(self._plans[rollout], step) for rollout, step in observations[CLOCK].tolist()]
+        return [
+            {"vlnr1_text": plan.text, "vlnr1_invalid": not plan.valid} if plan.step == step else {}
+            for plan, step in plans
+        ]
 
     def _planned(self, rollout: int, step: int) -> Action | None:
         """The action planned for this step, or None when the model has to be asked."""
@@ -156,29 +150,37 @@ class BlindVLNR1Policy(VLNR1Policy):
         return [frame * 0 for frame in frames]
 
 
+def action_space(config: DictConfig) -> ActionSpace:
+    """The words of the configured protocol's actions."""
+    return ActionSpace(config.vlnr1.protocol.forward_step, config.vlnr1.protocol.turn_angle)
+
+
+def prompt_encoder(config: DictConfig, processor: Any) -> PromptEncoder:
+    """The configured way to ask, for a model with `speed_up_vision`; training and evaluation both call it."""
+    from habitat_vlnr1.lvlm.inputs import PromptEncoder
+
+    return PromptEncoder(
+        processor,
+        get_template(config.vlnr1.prompt.template),
+        config.vlnr1.prompt.num_actions,
+        action_space(config),
+        max_pixels=config.vlnr1.model.image_size**2,
+        single_slot=True,
+    )
+
+
 def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
     """Load a checkpoint and make what asks it, after checking that it fits the simulator's steps and angles."""
     from habitat_vlnr1.lvlm import checkpoint
     from habitat_vlnr1.lvlm.decoding import ActionDecoder
-    from habitat_vlnr1.lvlm.inputs import PromptEncoder
 
-    protocol, model_config, decoding = config.vlnr1.protocol, config.vlnr1.model, config.vlnr1.decoding
-    space = ActionSpace(protocol.forward_step, protocol.turn_angle)
-    card = checkpoint.read_card(path)
-    checkpoint.check_card(card, space, allow=decoding.allow_other_angles)
+    decoding = config.vlnr1.decoding
+    checkpoint.check_card(checkpoint.read_card(path), action_space(config), allow=decoding.allow_other_angles)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = checkpoint.load(path, dtype=model_config.dtype, device=device)
-    encoder = PromptEncoder(
-        processor,
-        get_template(config.vlnr1.prompt.template),
-        config.vlnr1.prompt.num_actions,
-        space,
-        max_pixels=model_config.image_size**2,
-        single_slot=True,
-    )
+    model, processor = checkpoint.load(path, dtype=config.vlnr1.model.dtype, device=device)
     return ActionDecoder(
         model,
-        encoder,
+        prompt_encoder(config, processor),
         temperature=decoding.temperature,
         constrained=decoding.constrained,
         seed=config.habitat.seed,

@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from habitat_vlnr1.records import drop_half_line, write_atomically
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -55,7 +56,8 @@ class EpisodeLog:
         self.lines: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             self._check_identity(run, identity)
-            self.lines = {episode_key(line): line for line in _read_and_mend(self.path)}
+            drop_half_line(self.path)
+            self.lines = {episode_key(line): line for line in _parse(self.path)}
         write_json(run, identity)
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -95,28 +97,21 @@ def read_episodes(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ResultsError: a line other than the last is not JSON.
     """
-    return _parse(Path(path), Path(path).read_bytes())[0]
+    return _parse(Path(path))
 
 
-def _read_and_mend(path: Path) -> list[dict[str, Any]]:
-    """Read the lines and cut the file after the last complete one."""
-    lines, good_bytes = _parse(path, path.read_bytes())
-    os.truncate(path, good_bytes)
-    return lines
-
-
-def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Complete lines, and how many bytes they take. A line without its newline is one cut short."""
-    complete = content[: content.rfind(b"\n") + 1]
+def _parse(path: Path) -> list[dict[str, Any]]:
+    """The complete lines. A line without its newline is one cut short."""
+    content = path.read_bytes()
     lines = []
-    for number, raw in enumerate(complete.splitlines(), start=1):
+    for number, raw in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             line = json.loads(raw)
             episode_key(line)
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"{path} line {number} is not an episode ({error!r}); delete that line") from error
         lines.append(line)
-    return lines, len(complete)
+    return lines
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -192,10 +187,8 @@ def _mean_and_error(values: Sequence[float], binomial: bool) -> tuple[float | No
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(Path(path), text.encode())
 
 
 # ---------------------------------------------------------------------------------------------------- the table

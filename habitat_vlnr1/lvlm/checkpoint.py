@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -149,6 +150,16 @@ def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: Proc
 def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
     """Put the card into a checkpoint folder, also one that something else (the Trainer) has written."""
     write_atomically(Path(folder) / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+
+
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole `checkpoint-<step>` of a run; the card is written last, so half a folder has none."""
+    steps = {
+        int(match.group(1)): path
+        for path in Path(folder).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CARD_FILE).is_file()
+    }
+    return str(steps[max(steps)]) if steps else None
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard | None:

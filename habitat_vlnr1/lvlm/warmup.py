@@ -59,16 +59,19 @@ def warm_up(
     Raises:
         ValueError: no record has a description.
     """
-    rows = [index for index in range(len(records)) if records[index].episode.descriptions]
-    if not rows:
+    lengths = {
+        index: len(record.episode.descriptions[record.step])
+        for index, record in enumerate(records)
+        if record.episode.descriptions
+    }
+    if not lengths:
         raise ValueError(
             "the vision warm-up needs descriptions, and no episode has any: export with "
             "vlnr1.export.describe=true, or switch the warm-up off"
         )
     collate = SFTCollator(encoder, lambda row: describe(records[row["index"]]))
-    lengths = [len(records[index].episode.descriptions[records[index].step]) for index in rows]
     loader = DataLoader(
-        _Endless(rows, lengths, steps * batch_size, batch_size, seed),
+        _Endless(list(lengths), list(lengths.values()), steps * batch_size, batch_size, seed),
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import hydra
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from hydra.errors import InstantiationException
@@ -28,16 +25,6 @@ def edited(config: DictConfig, **changes: object) -> DictConfig:
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     return config
-
-
-def newest_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole `checkpoint-<step>` of a run; the card is written last, so half a folder has none."""
-    steps = {
-        int(match.group(1)): path
-        for path in Path(folder).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "vlnr1.json").is_file()
-    }
-    return str(steps[max(steps)]) if steps else None
 
 
 class VLNR1Trainer(PPOTrainer):

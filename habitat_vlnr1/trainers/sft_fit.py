@@ -15,21 +15,15 @@ from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from transformers import TrainerCallback, TrainerState
 
-from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
-from habitat_vlnr1.lvlm.inputs import PromptEncoder, SFTCollator, answer_loss
+from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.policy import action_space, prompt_encoder
 from habitat_vlnr1.records import Record, Records, VLNEgo
-from habitat_vlnr1.trainers.base import newest_checkpoint
-
-
-def action_space(config: DictConfig) -> ActionSpace:
-    """The words of the configured protocol's actions."""
-    return ActionSpace(config.vlnr1.protocol.forward_step, config.vlnr1.protocol.turn_angle)
 
 
 def training_records(config: DictConfig, split: str) -> Records:
@@ -49,18 +43,6 @@ def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:
         memory=OmegaConf.to_container(config.vlnr1.memory, resolve=True),
         max_pixels=config.vlnr1.model.image_size**2,
         info={"stage": stage, "base": str(config.vlnr1.model.path), "data": str(config.vlnr1.data.root)},
-    )
-
-
-def prompt_encoder(config: DictConfig, processor: Any) -> PromptEncoder:
-    """The configured way to ask, for a model with `speed_up_vision`."""
-    return PromptEncoder(
-        processor,
-        get_template(config.vlnr1.prompt.template),
-        config.vlnr1.prompt.num_actions,
-        action_space(config),
-        max_pixels=config.vlnr1.model.image_size**2,
-        single_slot=True,
     )
 
 
@@ -102,7 +84,7 @@ def use_cores(config: DictConfig) -> None:
 
 def fit(config: DictConfig, start: str, records: Records) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
-    last = newest_checkpoint(config.habitat_baselines.checkpoint_folder)
+    last = checkpoint.newest_checkpoint(config.habitat_baselines.checkpoint_folder)
     if last is not None and is_finished(last, config.vlnr1.sft.max_steps):
         print(f"SFT is finished: {last}")
         return
@@ -148,8 +130,8 @@ def index_dataset(records: Records, keep_straight: float = 1.0, seed: int = 0) -
     longest = max(len(episode.actions) for episode in records.ego.episodes)
     frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
     rows: dict[str, list[int]] = {"index": [], "length": []}
-    for index in range(len(records)):
-        episode, step = records.locate(index)
+    places = ((episode, step) for episode in records.ego.episodes for step in range(len(episode.actions)))
+    for index, (episode, step) in enumerate(places):
         future = episode.actions[step : step + records.num_actions]
         if set(future) != {Action.FORWARD} or chance.random() < keep_straight:
             rows["index"].append(index)
