@@ -39,6 +39,7 @@ from habitat_vlnr1.results import (
     write_json,
 )
 from habitat_vlnr1.sim.gym_env import TRACE
+from habitat_vlnr1.trainers.base import edited
 
 MEASURES = {
     "success": "SR",
@@ -96,19 +97,23 @@ class VLNR1Evaluator(Evaluator):
 def make_policies(agent: Any, config: DictConfig, device: torch.device, env_spec: Any) -> dict[str, Any]:
     """The policies of `vlnr1.eval.policies`: the agent's own, and beside it those that are not the agent's.
 
+    A row is the name of a registered policy, or {name, checkpoint} for one with weights of its own.
+
     Raises:
         ValueError: none is named, or one is not registered.
     """
     own = config.habitat_baselines.rl.policy[agent.agent_name].name
     policies = {}
-    for name, registered in config.vlnr1.eval.policies.items():
-        if registered == own:
+    for name, row in config.vlnr1.eval.policies.items():
+        registered, weights = (row, None) if isinstance(row, str) else (row.name, row.checkpoint)
+        if registered == own and weights is None:
             policies[name] = agent.actor_critic
             continue
         policy_class = baseline_registry.get_policy(registered)
         if policy_class is None:
             raise ValueError(f"vlnr1.eval.policies.{name}: no policy {registered!r} is registered")
-        policies[name] = policy_class.from_config(config, env_spec.observation_space, env_spec.action_space)
+        its_config = config if weights is None else edited(config, **{"vlnr1.checkpoint": weights})
+        policies[name] = policy_class.from_config(its_config, env_spec.observation_space, env_spec.action_space)
         policies[name].to(device).eval()
     if not policies:
         raise ValueError("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")

@@ -79,9 +79,10 @@ class VLNR1Policy(ScriptedPolicy):
     def from_config(
         cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space, **kwargs: Any
     ) -> VLNR1Policy:
-        from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint
+        from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint, resolve
 
-        path = config.vlnr1.checkpoint or newest_checkpoint(config.habitat_baselines.checkpoint_folder)
+        named = config.vlnr1.checkpoint
+        path = resolve(named) if named else newest_checkpoint(config.habitat_baselines.checkpoint_folder)
         if path is None:
             raise FileNotFoundError(
                 f"no checkpoint in {config.habitat_baselines.checkpoint_folder}: train first, or name one with "

@@ -43,11 +43,8 @@ def _vln_ego(instruction: str, num_history: int, num_actions: int, space: Action
 
 
 def _compact(instruction: str, num_history: int, num_actions: int, space: ActionSpace) -> list[Message]:
-    """A few words around instruction and frames: for small models, which learn the options from the data."""
-    content = [_text(f"{instruction} Seen: "), *[IMAGE] * num_history, _text(" Now: "), IMAGE]
-    if not num_history:
-        content = [_text(f"{instruction} Now: "), IMAGE]
-    return [{"role": "user", "content": content}]
+    """Instruction and frames, the current one last: for small models, which learn the options from the data."""
+    return [{"role": "user", "content": [_text(instruction), *[IMAGE] * (num_history + 1)]}]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,40 +152,76 @@ class VLNEgo:
 
     def records(self, memory: Memory, num_actions: int, label_offset: int = 0) -> Records:
         """The folder seen as training records; `label_offset=1` labels as the authors' release does."""
-        return Records(self, memory, num_actions, label_offset)
+        return Records([self], memory, num_actions, label_offset)
 
 
 class Records(Sequence[Record]):
-    """Every step of every episode as a `Record`; nothing is stored but where each episode starts."""
+    """Every step of every episode of one or more folders as a `Record`; stored is only where each episode starts.
 
-    def __init__(self, ego: VLNEgo, memory: Memory, num_actions: int, label_offset: int = 0):
-        self.ego = ego
+    Args:
+        sources: opened folders; their records follow each other.
+        memory: chooses the history frames.
+        num_actions: n of an answer.
+        label_offset: 1 labels as the authors' release does.
+    """
+
+    def __init__(self, sources: Sequence[VLNEgo], memory: Memory, num_actions: int, label_offset: int = 0):
+        self.sources = tuple(sources)
+        self.episodes = [episode for ego in sources for episode in ego.episodes]
         self.memory = memory
         self.num_actions = num_actions
         self.label_offset = label_offset
-        self._ends = np.cumsum([len(episode.actions) for episode in ego.episodes])
+        self._ends = np.cumsum([len(episode.actions) for episode in self.episodes])
+        self._source_ends = np.cumsum([len(ego.episodes) for ego in sources])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def spans(self) -> list[range]:
+        """The numbers of each source's records."""
+        ends = [int(self._ends[last - 1]) for last in self._source_ends]
+        return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
     def locate(self, index: int) -> tuple[Episode, int]:
         """Episode and step of record `index`."""
+        which, step = self._place(index)
+        return self.episodes[which], step
+
+    def _place(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         which = int(np.searchsorted(self._ends, index, side="right"))
-        episode = self.ego.episodes[which]
-        return episode, index - int(self._ends[which]) + len(episode.actions)
+        return which, index - int(self._ends[which]) + len(self.episodes[which].actions)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        episode, step = self.locate(index)
+        which, step = self._place(index)
+        episode = self.episodes[which]
+        root = self.sources[int(np.searchsorted(self._source_ends, which, side="right"))].root
         history = tuple(self.memory.select(step))
-        frames = tuple(self.ego.root / episode.frame(i) for i in (*history, step))
+        frames = tuple(root / episode.frame(i) for i in (*history, step))
         answer = next_actions(episode.actions, step + self.label_offset, self.num_actions)
         return Record(episode, step, history, frames, answer)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
+
+    def rows(self, size: int, keep: Callable[[Episode, int], bool] = lambda episode, step: True) -> list[list[int]]:
+        """Numbers of the records, at most `size` of one episode together, spread evenly over it.
+
+        Args:
+            keep: whether an episode's step is wanted.
+        """
+        if size < 1:
+            raise ValueError(f"a row holds at least 1 step of an episode, got {size}")
+        rows: list[list[int]] = []
+        first = 0
+        for episode in self.episodes:
+            wanted = [first + step for step in range(len(episode.actions)) if keep(episode, step)]
+            parts = -(-len(wanted) // size)
+            rows += [wanted[part::parts] for part in range(parts)]
+            first += len(episode.actions)
+        return rows
 
 
 class EpisodeWriter:
@@ -219,7 +255,7 @@ class EpisodeWriter:
                 key = changed[0]
                 raise RecordError(
                     f"{self.root} was exported with {key}={old.get(key)!r}, now {key}={meta.get(key)!r}: "
-                    "choose another vlnr1.data.root or delete the folder"
+                    "choose another vlnr1.data.source or delete the folder"
                 )
             return
         write_atomically(path, json.dumps(meta, indent=2).encode())

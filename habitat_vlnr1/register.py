@@ -18,6 +18,7 @@ BASELINES_MODULES = (
     "habitat_vlnr1.evaluator",
     "habitat_vlnr1.trainers.export",
     "habitat_vlnr1.trainers.sft",
+    "habitat_vlnr1.trainers.rft",
 )
 
 

@@ -12,6 +12,9 @@ Example:
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,3 +77,25 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
     "linear": linear,
     "hard": hard,
 }
+
+
+def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
+    """A reward by its name here or by import path (`package.module.function`), with its parameters bound.
+
+    Raises:
+        ValueError: no such reward, or it has no such parameter.
+    """
+    reward = REWARDS.get(name)
+    if reward is None:
+        module, _, function = name.rpartition(".")
+        try:
+            reward = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"unknown reward {name!r} ({error}); choose one of {', '.join(REWARDS)}, or an import path"
+            ) from None
+    known = inspect.signature(reward).parameters
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise ValueError(f"reward {name!r} has no parameter {unknown[0]!r}")
+    return functools.update_wrapper(functools.partial(reward, **params), reward)

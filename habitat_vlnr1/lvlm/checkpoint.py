@@ -162,6 +162,21 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     return str(steps[max(steps)]) if steps else None
 
 
+def is_checkpoint(path: str) -> bool:
+    """Whether the path names a checkpoint folder or a hub id."""
+    try:
+        return bool(_existing(path))
+    except CheckpointError:
+        return False
+
+
+def resolve(path: str) -> str:
+    """A checkpoint folder or hub id as it is; of a run's folder with `checkpoint-<step>`s the newest whole one."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        return newest_checkpoint(path) or path
+    return path
+
+
 def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
     """The card of a checkpoint folder; None for checkpoints without one (released models, hub ids)."""
     file = Path(path) / CARD_FILE

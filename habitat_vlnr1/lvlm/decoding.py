@@ -129,6 +129,10 @@ class ActionDecoder:
         """Drop the kept frame features; needed after the model's weights have changed."""
         self._features.clear()
 
+    def seed(self, entropy: Sequence[int]) -> None:
+        """Start the sampling anew from these numbers."""
+        self._chance.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
     @torch.inference_mode()
     def decode(self, prompts: Sequence[Prompt], samples: int = 1) -> list[Answer]:
         """One answer per prompt, or `samples` of each, those of one prompt side by side.

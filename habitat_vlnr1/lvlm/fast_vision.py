@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import types
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -118,12 +119,28 @@ def encode_frames(core: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.T
     return core.get_image_features(pixel_values, grid_thw, return_dict=True, **known)
 
 
-def spread_features(features: Any, index: list[int]) -> Any:
-    """Features of frames repeated for the images of a batch: image i shows frame `index[i]`."""
-    features.pooler_output = tuple(features.pooler_output[i] for i in index)
-    if getattr(features, "deepstack_features", None) is not None:
-        features.deepstack_features = [tuple(level[i] for i in index) for level in features.deepstack_features]
-    return features
+def encode_images(
+    core: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.Tensor, image_index: torch.Tensor | None = None
+) -> Any:
+    """Features of all images of a batch whose `pixel_values` hold each distinct frame once.
+
+    Args:
+        grid_thw: of every image [images, 3].
+        image_index: for each image the number of its frame; None when every image has pixels of its own.
+    """
+    index = list(range(len(grid_thw))) if image_index is None else image_index.tolist()
+    first = {frame: image for image, frame in reversed(list(enumerate(index)))}
+    frames = grid_thw[[first[frame] for frame in range(len(first))]]
+    return pick_features(encode_frames(core, pixel_values, frames), index)
+
+
+def pick_features(features: Any, index: list[int]) -> Any:
+    """Features of the images with these numbers, as the model takes them (`mm_encoder_outputs`)."""
+    levels = getattr(features, "deepstack_features", None) or []
+    return SimpleNamespace(
+        pooler_output=tuple(features.pooler_output[i] for i in index),
+        deepstack_features=[tuple(level[i] for i in index) for level in levels] or None,
+    )
 
 
 def _forward_distinct(
@@ -136,9 +153,7 @@ def _forward_distinct(
 ) -> Any:
     """The core's forward, in which `pixel_values` may hold each distinct frame once (see `image_index`)."""
     if pixel_values is not None:
-        grid = kwargs["image_grid_thw"]
-        index = list(range(len(grid))) if image_index is None else image_index.tolist()
-        first = {frame: image for image, frame in reversed(list(enumerate(index)))}
-        frames = grid[[first[frame] for frame in range(len(first))]]
-        kwargs["mm_encoder_outputs"] = {"image": spread_features(encode_frames(self, pixel_values, frames), index)}
+        kwargs["mm_encoder_outputs"] = {
+            "image": encode_images(self, pixel_values, kwargs["image_grid_thw"], image_index)
+        }
     return stock(*args, **kwargs)

@@ -8,8 +8,8 @@ Use:
     >>> encoder = PromptEncoder(processor, get_template("compact"), num_actions=6, space=space)   # doctest: +SKIP
     >>> query = encoder.query("go to the red sofa", [frame_0, frame_1])                           # doctest: +SKIP
     >>> model.generate(**encoder.prompts([query]), max_new_tokens=64)                             # doctest: +SKIP
-    >>> collate = SFTCollator(encoder, reader=lambda row: records[row["index"]])                  # doctest: +SKIP
-    >>> loss = answer_loss(model, collate([{"index": 0}, {"index": 1}]))                          # doctest: +SKIP
+    >>> collate = SFTCollator(encoder, reader=records.__getitem__)                                # doctest: +SKIP
+    >>> loss = answer_loss(model, collate([{"index": [0]}, {"index": [1]}]))                      # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from transformers import ProcessorMixin
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm.fast_vision import core_of
 from habitat_vlnr1.lvlm.frames import Frame, FrameCutter, Patches
+from habitat_vlnr1.lvlm.shared_prefix import common_beginning
 from habitat_vlnr1.prompt import PromptTemplate
 
 # DataLoader workers are forked after the tokenizer was used; without this it warns in each of them.
@@ -64,12 +65,14 @@ class Query:
         positions: M-RoPE positions [3, L].
         frames: the cut frames in the order of the prompt (history, then the current one).
         keys: identities of those frames; None for frames without one.
+        spans: where each frame's tokens start and end in `ids`.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     frames: tuple[Patches, ...]
     keys: tuple[Hashable, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 class PromptEncoder:
@@ -134,8 +137,9 @@ class PromptEncoder:
             raise ValueError("a prompt needs at least the current frame")
         keys = [f if not isinstance(f, np.ndarray) else None for f in frames] if keys is None else keys
         cut = tuple(self.cutter.cut(frame, key) for frame, key in zip(frames, keys, strict=True))
-        ids, positions = self._lay_out(self._pieces(instruction, len(frames) - 1), [patches.grid for patches in cut])
-        return Query(ids, positions, cut, tuple(keys))
+        pieces = self._pieces(instruction, len(frames) - 1)
+        ids, positions, spans = self._lay_out(pieces, [patches.grid for patches in cut])
+        return Query(ids, positions, cut, tuple(keys), spans)
 
     def answer_ids(self, answer: Sequence[Action] | str) -> tuple[int, ...]:
         """Tokens of an answer (actions in their words, or free text) with the end token, without its newline."""
@@ -157,34 +161,60 @@ class PromptEncoder:
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def training_batch(
-        self, queries: Sequence[Query], answers: Sequence[tuple[int, ...]], *, distinct: bool = False
+        self, queries: Sequence[Query], answers: Sequence[tuple[int, ...]], groups: Sequence[int] | None = None
     ) -> dict[str, torch.Tensor]:
         """Right-padded inputs with labels on the answer tokens only.
 
         Args:
             answers: from `answer_ids`, one per query.
-            distinct: give each distinct frame's pixels once, with `image_index` (`speed_up_vision` must be applied).
+            groups: a number per query, equal ones side by side. The common beginning of a group's prompts is given
+                once, and each distinct frame too (`share_prefixes` must be applied). None: whole rows.
 
         Returns:
             input_ids, attention_mask, labels, mm_token_type_ids [B, L]; position_ids [3, B, L]; pixel_values;
-            image_grid_thw [images, 3]; with `distinct` image_index [images].
+            image_grid_thw [images, 3]. With `groups`: input_ids and so on hold what follows the common beginnings;
+            those are prefix_input_ids, prefix_attention_mask [P, L'], prefix_position_ids [3, P, L'], and
+            prefix_rows [B] tells whose is whose; image_index [images] has the number of each image's frame.
         """
         rows = [_append(query, answer) for query, answer in zip(queries, answers, strict=True)]
+        if groups is None:
+            batch = self._labelled(rows, answers)
+            batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
+            frames = [patches for query in queries for patches in query.frames]
+            batch["image_grid_thw"] = self.cutter.grid_thw(frames)
+            batch["pixel_values"] = self.cutter.pixel_values(frames, self.single_slot)
+            return batch
+        numbers = list(dict.fromkeys(groups))
+        members = [[i for i, group in enumerate(groups) if group == number] for number in numbers]
+        common = [common_beginning([queries[i] for i in group]) for group in members]
+        owner = {i: p for p, group in enumerate(members) for i in group}
+        cut = [common[owner[i]][0] for i in range(len(rows))]
+        batch = self._labelled(
+            [(ids[n:], positions[:, n:]) for (ids, positions), n in zip(rows, cut, strict=True)], answers
+        )
+        heads = [(queries[group[0]], *sizes) for group, sizes in zip(members, common, strict=True)]
+        prefix = self.pad([(query.ids[:n], query.positions[:, :n]) for query, n, _ in heads], left=False)
+        batch |= {f"prefix_{name}": table for name, table in prefix.items()}
+        batch["prefix_rows"] = torch.tensor([owner[i] for i in range(len(rows))])
+        frames = [patches for query, _, images in heads for patches in query.frames[:images]]
+        frames += [patches for i, query in enumerate(queries) for patches in query.frames[common[owner[i]][1] :]]
+        # Frames are told apart by their cached object: one key, one object (while it stays in the cache).
+        number: dict[int, int] = {}
+        batch["image_index"] = torch.tensor([number.setdefault(id(patches), len(number)) for patches in frames])
+        batch["image_grid_thw"] = self.cutter.grid_thw(frames)
+        distinct = list({id(patches): patches for patches in frames}.values())
+        batch["pixel_values"] = self.cutter.pixel_values(distinct, self.single_slot)
+        return batch
+
+    def _labelled(
+        self, rows: Sequence[tuple[np.ndarray, np.ndarray]], answers: Sequence[tuple[int, ...]]
+    ) -> dict[str, torch.Tensor]:
+        """Right-padded rows with labels on their last tokens, the answers."""
         batch = self.pad(rows, left=False)
         labels = torch.full_like(batch["input_ids"], IGNORED)
-        for row, query, answer in zip(labels, queries, answers, strict=True):
-            row[len(query.ids) : len(query.ids) + len(answer)] = torch.tensor(answer)
+        for row, (ids, _), answer in zip(labels, rows, answers, strict=True):
+            row[len(ids) - len(answer) : len(ids)] = torch.tensor(answer)
         batch["labels"] = labels
-        batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
-        frames = [patches for query in queries for patches in query.frames]
-        batch["image_grid_thw"] = self.cutter.grid_thw(frames)
-        if distinct:
-            # Frames are told apart by their cached object: one key, one object (while it stays in the cache).
-            number: dict[int, int] = {}
-            index = [number.setdefault(id(patches), len(number)) for patches in frames]
-            batch["image_index"] = torch.tensor(index)
-            frames = list({id(patches): patches for patches in frames}.values())
-        batch["pixel_values"] = self.cutter.pixel_values(frames, self.single_slot)
         return batch
 
     def _pieces_now(self, instruction: str, num_history: int) -> tuple[tuple[int, ...], ...]:
@@ -205,14 +235,15 @@ class PromptEncoder:
 
     def _lay_out(
         self, pieces: Sequence[Sequence[int]], grids: Sequence[tuple[int, int]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids [L] and M-RoPE positions [3, L] of text pieces with images between them.
+    ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[int, int], ...]]:
+        """Token ids [L] and M-RoPE positions [3, L] of text pieces with images between them, and the images' spans.
 
         Text advances all three positions by one per token. An image's tokens share one time and count rows and
         columns from there; the text after it goes on from the larger of its sides.
         """
         ids: list[int] = []
         blocks: list[np.ndarray] = []
+        spans: list[tuple[int, int]] = []
         start = 0
         for piece, grid in zip(pieces, [*grids, None], strict=True):
             ids.extend(piece)
@@ -220,10 +251,11 @@ class PromptEncoder:
             start += len(piece)
             if grid is not None:
                 height, width = (side // self.cutter.merge for side in grid)
+                spans.append((len(ids), len(ids) + height * width))
                 ids.extend([self.image_id] * (height * width))
                 blocks.append(start + _image_positions(height, width))
                 start += max(height, width)
-        return np.array(ids), np.concatenate(blocks, axis=1)
+        return np.array(ids), np.concatenate(blocks, axis=1), tuple(spans)
 
     def pad(self, rows: Sequence[tuple[np.ndarray, np.ndarray]], *, left: bool) -> dict[str, torch.Tensor]:
         """Rows of ids [L] and positions [3, L] as input_ids and attention_mask [B, L], position_ids [3, B, L]."""
@@ -243,38 +275,38 @@ class PromptEncoder:
 class SFTCollator:
     """Turns rows of a dataset into training batches; give it to TRL's `SFTTrainer` or a `DataLoader`.
 
-    Works in forked DataLoader workers; each process keeps the frames it has cut (`PromptEncoder(cache_mb=…)`).
+    A row names one or several records, `{"index": [7, 8, 9]}`. Where a row has several, the common beginning of
+    their prompts is given once (`share_prefixes` must be applied). Works in forked DataLoader workers; each process
+    keeps the frames it has cut (`PromptEncoder(cache_mb=…)`).
 
     Args:
         encoder: makes the inputs.
-        reader: from a row (`{"index": 7}`) to an `Example`, for instance `lambda row: records[row["index"]]`.
-        distinct: encode each distinct frame of a batch once (`speed_up_vision` must be applied).
+        reader: from a record's number to an `Example`, for instance `records.__getitem__`.
     """
 
-    def __init__(
-        self, encoder: PromptEncoder, reader: Callable[[Mapping[str, Any]], Example], *, distinct: bool = False
-    ):
+    def __init__(self, encoder: PromptEncoder, reader: Callable[[int], Example]):
         self.encoder = encoder
         self.reader = reader
-        self.distinct = distinct
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        examples = [self.reader(row) for row in rows]
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        groups = [number for number, row in enumerate(rows) for _ in row["index"]]
+        examples = [self.reader(index) for row in rows for index in row["index"]]
         queries = [self.encoder.query(example.instruction, example.frames) for example in examples]
         answers = [self.encoder.answer_ids(example.answer) for example in examples]
-        return self.encoder.training_batch(queries, answers, distinct=self.distinct)
+        return self.encoder.training_batch(queries, answers, groups if len(groups) > len(rows) else None)
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, torch.Tensor], *, with_hits: bool = False) -> Any:
     """Mean cross entropy over the answer tokens (eq. 7), with logits made for those tokens alone.
 
-    Equals `model(**batch).loss`. The attention mask is left out: behind right padding, causal attention never
-    reaches the padded places from an answer.
+    Equals `model(**batch).loss`. For whole rows the attention mask is left out: behind right padding, causal
+    attention never reaches the padded places from an answer.
 
     Args:
         with_hits: also return, per answer token, whether it is the model's likeliest, bool [tokens].
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    left_out = {"labels"} if "prefix_rows" in batch else {"labels", "attention_mask"}
+    inputs = {name: value for name, value in batch.items() if name not in left_out}
     hidden = core_of(model)(**inputs, use_cache=False).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     wanted = labels != IGNORED

@@ -176,8 +176,8 @@ def build_tiny(
     """
     if size not in SIZES:
         raise ValueError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
-    # Option letters as the tokenizer meets them in an answer, and the words around the frames.
-    texts = [*texts, *space.options(), "A", "B", "C", "D", " Seen: ", " Now: "]
+    # Option letters as the tokenizer meets them in an answer.
+    texts = [*texts, *space.options(), "A", "B", "C", "D"]
     tokenizer = build_tokenizer(texts, space, vocab_size)
     config = _config(SIZES[size], tokenizer, initializer_range)
     with torch.random.fork_rng(devices=[]):

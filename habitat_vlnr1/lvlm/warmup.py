@@ -6,8 +6,7 @@ question "Describe." with the description that the export wrote beside each fram
 history frames) in which it is asked for actions later.
 
 Use:
-    >>> speed_up_vision(model)                                                            # doctest: +SKIP
-    >>> losses = warm_up(model, encoder, records, steps=400, batch_size=64, learning_rate=2e-3)   # doctest: +SKIP
+    >>> losses = warm_up(model, encoder, records, steps=400, learning_rate=2e-3)          # doctest: +SKIP
 
 Nothing is written here: save the model when it returns, and an interrupted warm-up starts over.
 """
@@ -16,26 +15,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from habitat_vlnr1.lvlm.inputs import Described, PromptEncoder, SFTCollator, answer_loss
-from habitat_vlnr1.records import Record
+from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.records import Record, Records
 
 QUESTION = "Describe."
 
 
 def warm_up(
-    model: nn.Module,
+    model: PreTrainedModel,
     encoder: PromptEncoder,
-    records: Sequence[Record],
+    records: Records,
     *,
     steps: int,
-    batch_size: int = 64,
+    batch_size: int = 4,
+    steps_per_row: int = 8,
     learning_rate: float = 2e-3,
     warmup_fraction: float = 0.05,
     workers: int = 1,
@@ -45,13 +46,15 @@ def warm_up(
     """Train `model` in place to describe the current frame of each record.
 
     Args:
-        model: a small model on its device; `speed_up_vision` first makes it faster.
+        model: a small model on its device; `share_prefixes` and with it `speed_up_vision` are applied to it.
         encoder: with the template that is used for navigation later.
         records: training records; those of episodes without descriptions are left out.
-        steps: optimiser steps; samples seen = steps * batch_size.
+        steps: optimiser steps; records seen = at most steps * batch_size * steps_per_row.
+        batch_size: rows per step.
+        steps_per_row: records of one episode that share a row (see `Records.rows`).
         learning_rate: the peak, after a linear rise over `warmup_fraction` of the steps; then a cosine to zero.
         workers: processes that read frames; 0 reads in this one.
-        seed: of the order of the samples.
+        seed: of the order of the rows.
 
     Returns:
         The loss (mean cross entropy per answer token) of every step.
@@ -59,21 +62,17 @@ def warm_up(
     Raises:
         ValueError: no record has a description.
     """
-    lengths = {
-        index: len(record.episode.descriptions[record.step])
-        for index, record in enumerate(records)
-        if record.episode.descriptions
-    }
-    if not lengths:
+    rows = records.rows(steps_per_row, lambda episode, step: bool(episode.descriptions))
+    if not rows:
         raise ValueError(
             "the vision warm-up needs descriptions, and no episode has any: export with "
             "vlnr1.export.describe=true, or switch the warm-up off"
         )
-    collate = SFTCollator(encoder, lambda row: describe(records[row["index"]]))
+    share_prefixes(model)
     loader = DataLoader(
-        _Endless(list(lengths), list(lengths.values()), steps * batch_size, batch_size, seed),
+        _endless(rows, steps * batch_size, seed),
         batch_size=batch_size,
-        collate_fn=collate,
+        collate_fn=SFTCollator(encoder, lambda index: describe(records[index])),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
@@ -110,28 +109,9 @@ def rise_and_fall(step: int, steps: int, rise: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
 
 
-class _Endless(torch.utils.data.Dataset[dict[str, Any]]):
-    """`total` rows: the given ones in a new random order each time around, batches of similar length together.
-
-    Out of every 50 batches' worth of rows, those of similar `lengths` share a batch, which saves a third of the
-    padding; which batch comes when stays random.
-    """
-
-    def __init__(self, rows: Sequence[int], lengths: Sequence[int], total: int, batch_size: int, seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        rounds = -(-total // len(rows))
-        order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(rounds)])[:total]
-        length = torch.tensor(lengths) // 32  # roughly: batches of one and the same length would be of one kind
-        batches = [
-            batch
-            for pool in order.split(50 * batch_size)
-            for batch in pool[length[pool].argsort(stable=True)].split(batch_size)
-        ]
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        self.order = torch.tensor(rows)[torch.cat([batches[i] for i in shuffled])].tolist()
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"index": self.order[index]}
+def _endless(rows: Sequence[list[int]], total: int, seed: int) -> list[dict[str, list[int]]]:
+    """`total` rows of a dataset: the given ones in a new random order each time around."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-total // len(rows))
+    order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(rounds)])[:total]
+    return [{"index": rows[i]} for i in order.tolist()]

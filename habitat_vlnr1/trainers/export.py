@@ -45,7 +45,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
 
 @baseline_registry.register_trainer(name="vlnr1_export")
 class ExportTrainer(VLNR1Trainer):
-    """Writes `<vlnr1.data.root>/<split>` for each of `vlnr1.export.splits`."""
+    """Writes `<vlnr1.data.root>/<vlnr1.data.source>/<split>` for each of `vlnr1.export.splits`."""
 
     def train(self) -> None:
         for split in self.config.vlnr1.export.splits:
@@ -54,12 +54,17 @@ class ExportTrainer(VLNR1Trainer):
 
 def is_exported(config: DictConfig, split: str) -> bool:
     """Whether the export of a split ran to its end."""
-    return (Path(config.vlnr1.data.root) / split / "summary.json").is_file()
+    return (export_folder(config, split) / "summary.json").is_file()
+
+
+def export_folder(config: DictConfig, split: str) -> Path:
+    """Where the configured task's split is exported to."""
+    return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
 
 
 def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[str, Any]:
     """Export one split, print and return its summary; goes on where an earlier call was stopped."""
-    root = Path(config.vlnr1.data.root) / split
+    root = export_folder(config, split)
     export = config.vlnr1.export
     meta = {
         "split": split,

@@ -20,23 +20,25 @@ SPLIT = "train"
 
 @baseline_registry.register_trainer(name="vlnr1_sft")
 class SFTTrainer(VLNR1Trainer):
-    """Trains `vlnr1.model` on `<vlnr1.data.root>/train` into Habitat's checkpoint folder, then evaluates."""
+    """Trains `vlnr1.model` on `vlnr1.data.sources` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
         # TRL takes seconds to import, and every Habitat run registers this module.
         from accelerate import PartialState
 
-        from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model, training_records
+        from habitat_vlnr1.trainers.fitting import open_records
+        from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model
 
         # What the config gets wrong is said before any work.
         get_template(self.config.vlnr1.prompt.template)
         make_memory(**self.config.vlnr1.memory)
         sft_arguments(self.config)
         state = PartialState(cpu=not torch.cuda.is_available())
-        if state.is_main_process and not is_exported(self.config, SPLIT):
+        sources = list(self.config.vlnr1.data.sources)
+        if state.is_main_process and self.config.vlnr1.data.source in sources and not is_exported(self.config, SPLIT):
             export_split(self, self.config, SPLIT)
         state.wait_for_everyone()
-        records = training_records(self.config, SPLIT)
+        records = open_records(self.config, [(source, SPLIT) for source in sources])
         if state.is_main_process:
             starting_model(self.config, records)
         state.wait_for_everyone()

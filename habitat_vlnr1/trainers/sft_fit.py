@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import trl
 from datasets import Dataset
-from omegaconf import DictConfig, OmegaConf
-from transformers import TrainerCallback, TrainerState
+from omegaconf import DictConfig
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
-from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.policy import action_space, prompt_encoder
-from habitat_vlnr1.records import Record, Records, VLNEgo
-
-
-def training_records(config: DictConfig, split: str) -> Records:
-    """A split seen with the configured memory and number of actions; the end of every frame file is looked at."""
-    ego = VLNEgo(Path(config.vlnr1.data.root) / split)
-    ego.check_frames()
-    memory = make_memory(**config.vlnr1.memory)
-    return ego.records(memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
-
-
-def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:
-    """What stands beside every checkpoint of this run."""
-    return checkpoint.ModelCard(
-        space=action_space(config),
-        num_actions=config.vlnr1.prompt.num_actions,
-        template=config.vlnr1.prompt.template,
-        memory=OmegaConf.to_container(config.vlnr1.memory, resolve=True),
-        max_pixels=config.vlnr1.model.image_size**2,
-        info={"stage": stage, "base": str(config.vlnr1.model.path), "data": str(config.vlnr1.data.root)},
-    )
+from habitat_vlnr1.records import Episode, Records
+from habitat_vlnr1.trainers.fitting import (
+    CardCallback,
+    arguments,
+    is_finished,
+    load_for_training,
+    lora,
+    model_card,
+    use_cores,
+)
 
 
 def starting_model(config: DictConfig, records: Records) -> str:
@@ -59,7 +41,7 @@ def starting_model(config: DictConfig, records: Records) -> str:
 def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     """Build the tiny model and show it what things are called, which real weights know from pretraining."""
     build = config.vlnr1.model.build
-    episodes = records.ego.episodes
+    episodes = records.episodes
     texts = {episode.instruction for episode in episodes} | {text for e in episodes for text in e.descriptions}
     model, processor = build_tiny(
         texts,
@@ -69,17 +51,10 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
         initializer_range=build.initializer_range,
         seed=build.seed,
     )
-    speed_up_vision(model)
     use_cores(config)
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
     checkpoint.save(folder, model, processor, model_card(config, "warm-up"))
-
-
-def use_cores(config: DictConfig) -> None:
-    """On a CPU, train with `vlnr1.model.cpu_threads` threads, or one per core."""
-    if not torch.cuda.is_available():
-        torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
 
 
 def fit(config: DictConfig, start: str, records: Records) -> None:
@@ -88,19 +63,14 @@ def fit(config: DictConfig, start: str, records: Records) -> None:
     if last is not None and is_finished(last, config.vlnr1.sft.max_steps):
         print(f"SFT is finished: {last}")
         return
-    # The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
-    # parameters as released, the model in memory names them otherwise, and unmatched names are only warned about.
-    source = last if last is not None and config.vlnr1.model.lora is None else start
-    model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
-    speed_up_vision(model)
-    use_cores(config)
-    if config.vlnr1.model.freeze_vision:
-        model.model.visual.requires_grad_(False)
+    model, processor = load_for_training(config, start, last)
     trainer = AnswerTrainer(
-        model=model.train(),
+        model=model,
         args=sft_arguments(config),
-        data_collator=SFTCollator(prompt_encoder(config, processor), partial(read_row, records)),
-        train_dataset=index_dataset(records, config.vlnr1.sft.keep_straight, config.habitat.seed),
+        data_collator=SFTCollator(prompt_encoder(config, processor), records.__getitem__),
+        train_dataset=index_dataset(
+            records, config.vlnr1.sft.steps_per_row, config.vlnr1.sft.keep_straight, config.habitat.seed
+        ),
         processing_class=processor,
         peft_config=lora(config.vlnr1.model.lora),
         callbacks=[CardCallback(model_card(config, "sft"))],
@@ -109,68 +79,42 @@ def fit(config: DictConfig, start: str, records: Records) -> None:
     trainer.train(resume_from_checkpoint=last)
 
 
-def is_finished(folder: str, max_steps: int) -> bool:
-    """Whether a checkpoint is the last of a run of `max_steps` steps (-1: of as many as it was planned with)."""
-    state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-    return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
+def sft_arguments(config: DictConfig) -> trl.SFTConfig:
+    """TRL's arguments from `vlnr1.sft`."""
+    return arguments(
+        config,
+        trl.SFTConfig,
+        "sft",
+        ours=("evaluate", "keep_straight", "steps_per_row"),
+        max_length=None,  # cutting a record would cut its answer, silently
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
 
 
-def index_dataset(records: Records, keep_straight: float = 1.0, seed: int = 0) -> Dataset:
-    """TRL takes `datasets` only: a row is the index of a record, and the collator makes the record.
+def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float = 1.0, seed: int = 0) -> Dataset:
+    """TRL takes `datasets` only: a row has the numbers of one or more records of an episode for the collator.
 
-    `length` is proportional to the prompt's tokens, for `train_sampling_strategy: group_by_length`.
+    `length` is proportional to the row's tokens, for `train_sampling_strategy: group_by_length`.
 
     Args:
+        steps_per_row: the most steps of an episode that go through the model behind one instruction.
         keep_straight: share of the records with a whole answer of FORWARD that is trained on, drawn at random. An
             expert mostly walks straight on, and turns decide; VLN-CE weights the loss to the same end (inflection
             weighting).
         seed: of that draw.
     """
     chance = np.random.default_rng(seed)
-    longest = max(len(episode.actions) for episode in records.ego.episodes)
-    frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
-    rows: dict[str, list[int]] = {"index": [], "length": []}
-    places = ((episode, step) for episode in records.ego.episodes for step in range(len(episode.actions)))
-    for index, (episode, step) in enumerate(places):
+
+    def keep(episode: Episode, step: int) -> bool:
         future = episode.actions[step : step + records.num_actions]
-        if set(future) != {Action.FORWARD} or chance.random() < keep_straight:
-            rows["index"].append(index)
-            rows["length"].append(len(episode.instruction) // 4 + 12 * frames[step])
-    return Dataset.from_dict(rows)
+        return set(future) != {Action.FORWARD} or chance.random() < keep_straight
 
-
-def read_row(records: Records, row: Mapping[str, int]) -> Record:
-    return records[row["index"]]
-
-
-def sft_arguments(config: DictConfig) -> trl.SFTConfig:
-    """TRL's arguments from `vlnr1.sft`, with what this project fixes."""
-    options = OmegaConf.to_container(config.vlnr1.sft, resolve=True)
-    del options["evaluate"], options["keep_straight"]  # ours
-    os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
-    try:
-        return trl.SFTConfig(
-            output_dir=config.habitat_baselines.checkpoint_folder,
-            seed=config.habitat.seed,
-            use_cpu=not torch.cuda.is_available(),
-            report_to=["tensorboard"],
-            max_length=None,  # cutting a record would cut its answer, silently
-            remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            save_strategy="steps",
-            **options,
-        )
-    except TypeError as error:
-        raise ValueError(f"vlnr1.sft: {error}; its keys are those of trl.SFTConfig") from None
-
-
-def lora(options: DictConfig | None) -> Any:
-    """A PEFT LoRA config from `vlnr1.model.lora`, or None for full fine-tuning."""
-    if options is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+    rows = records.rows(steps_per_row, keep)
+    longest = max(len(episode.actions) for episode in records.episodes)
+    frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
+    places = [[records.locate(index) for index in row] for row in rows]
+    lengths = [len(row[0][0].instruction) // 4 + 12 * sum(frames[step] for _, step in row) for row in places]
+    return Dataset.from_dict({"index": rows, "length": lengths})
 
 
 class AnswerTrainer(trl.SFTTrainer):
@@ -188,14 +132,3 @@ class AnswerTrainer(trl.SFTTrainer):
         loss, hits = answer_loss(model, inputs, with_hits=True)
         self._metrics["train"]["mean_token_accuracy"].append(hits.float().mean().item())
         return loss if num_items_in_batch is None else loss * (len(hits) / num_items_in_batch)
-
-
-class CardCallback(TrainerCallback):
-    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint."""
-
-    def __init__(self, card: checkpoint.ModelCard):
-        self.card = card
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            checkpoint.write_card(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.card)

@@ -66,7 +66,11 @@ def _pick_colour(rng: np.random.Generator, style: Style, room: Room, kind: str, 
     wall = style.wall_colours[room.colour]
     taken = {piece.colour for piece in pieces if piece.room == room.index or piece.kind == kind} | {room.colour}
     free = [
-        c for c in KINDS[kind].colours if c not in taken and contrast(style.item_colours[c], wall) >= _MIN_CONTRAST
+        colour
+        for colour in KINDS[kind].colours
+        if colour in style.item_colours
+        and colour not in taken
+        and contrast(style.item_colours[colour], wall) >= _MIN_CONTRAST
     ]
     return str(rng.choice(free)) if free else None
 

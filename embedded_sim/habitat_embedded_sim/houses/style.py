@@ -125,8 +125,31 @@ RUSTIC = Style(
     kinds=_RUSTIC_KINDS,
 )
 
-# Modern houses with plain walls, told in few words: what a tiny model can learn in minutes.
-PLAIN = replace(MODERN, name="plain", wall_textures=("plain",))
+_PLAIN_KINDS = {
+    "living room": ("sofa", "armchair", "table", "cabinet", "bench"),
+    "kitchen": ("fridge", "table", "cabinet", "bench"),
+    "bedroom": ("bed", "wardrobe", "armchair", "cabinet"),
+    "bathroom": ("bathtub", "cabinet", "bench", "wardrobe"),
+    "dining room": ("table", "bench", "cabinet", "armchair"),
+    "office": ("armchair", "table", "wardrobe", "bench"),
+    "library": ("armchair", "sofa", "wardrobe", "table"),
+    "hallway": ("bench", "wardrobe", "cabinet"),
+}
+
+
+def _only(colours: dict[str, RGB], *names: str) -> dict[str, RGB]:
+    return {name: colours[name] for name in names}
+
+
+# Modern houses with plain walls, few kinds of furniture of one clear colour each, told in few words: what a tiny model
+# can learn in minutes.
+PLAIN = replace(
+    MODERN,
+    name="plain",
+    item_colours=_only(MODERN.item_colours, "red", "yellow", "green", "blue", "purple", "pink"),
+    wall_textures=("plain",),
+    kinds=_PLAIN_KINDS,
+)
 
 STYLES: dict[str, Style] = {style.name: style for style in (PLAIN, MODERN, RUSTIC)}
 

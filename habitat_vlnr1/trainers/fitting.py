@@ -1,0 +1,122 @@
+"""What both stages need around TRL's trainers: records, arguments, LoRA, checkpoints that can be resumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState, TrainingArguments
+
+from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.policy import action_space
+from habitat_vlnr1.records import Records, VLNEgo
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
+    """Exported (source, split)s as one, seen with the configured memory and number of actions; the end of every frame
+    file is looked at."""
+    egos = [VLNEgo(Path(config.vlnr1.data.root) / source / split) for source, split in folders]
+    for ego in egos:
+        ego.check_frames()
+    memory = make_memory(**config.vlnr1.memory)
+    return Records(egos, memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
+
+
+def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:
+    """What stands beside every checkpoint of this run."""
+    return checkpoint.ModelCard(
+        space=action_space(config),
+        num_actions=config.vlnr1.prompt.num_actions,
+        template=config.vlnr1.prompt.template,
+        memory=OmegaConf.to_container(config.vlnr1.memory, resolve=True),
+        max_pixels=config.vlnr1.model.image_size**2,
+        info={"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)},
+    )
+
+
+def use_cores(config: DictConfig) -> None:
+    """On a CPU, train with `vlnr1.model.cpu_threads` threads, or one per core."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
+
+
+def is_finished(folder: str, max_steps: int) -> bool:
+    """Whether a checkpoint is the last of a run of `max_steps` steps (-1: of as many as it was planned with)."""
+    state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+    return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
+
+
+def arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequence[str], **fixed: Any) -> Arguments:
+    """TRL's arguments from `vlnr1.<stage>`, with what this project fixes.
+
+    Args:
+        kind: `trl.SFTConfig` or `trl.GRPOConfig`.
+        ours: keys of `vlnr1.<stage>` that are not TRL's.
+        fixed: more of TRL's arguments.
+
+    Raises:
+        ValueError: an argument that TRL does not have, or a combination that it refuses.
+    """
+    options = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
+    for key in ours:
+        del options[key]
+    os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
+    try:
+        return kind(
+            output_dir=config.habitat_baselines.checkpoint_folder,
+            seed=config.habitat.seed,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=["tensorboard"],
+            remove_unused_columns=False,
+            save_strategy="steps",
+            **fixed,
+            **options,
+        )
+    except TypeError as error:
+        raise ValueError(f"vlnr1.{stage}: {error}; its keys are those of trl.{kind.__name__}") from None
+    except ValueError as error:
+        raise ValueError(f"vlnr1.{stage}: {error}") from None
+
+
+def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model that training goes on with: the run's last checkpoint, or the one that it starts from.
+
+    The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
+    parameters as released, the model in memory names them otherwise, and unmatched names are only warned about. An
+    adapter's weights it does resume, on top of the starting model.
+    """
+    source = last if last is not None and config.vlnr1.model.lora is None else start
+    model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
+    share_prefixes(model)
+    use_cores(config)
+    if config.vlnr1.model.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    return model.train(), processor
+
+
+def lora(options: DictConfig | None) -> Any:
+    """A PEFT LoRA config from `vlnr1.model.lora`, or None for full fine-tuning."""
+    if options is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+
+
+class CardCallback(TrainerCallback):
+    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint."""
+
+    def __init__(self, card: checkpoint.ModelCard):
+        self.card = card
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoint.write_card(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.card)

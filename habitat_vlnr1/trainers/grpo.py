@@ -1,0 +1,169 @@
+"""TRL's GRPOTrainer on VLN-Ego records, stage 2 of VLN-R1 (eqs. 3–5 and 9).
+
+Equations (3) to (5) are TRL's own. Two things around them are ours, because here all answers have one form and all
+answers of a group one prompt:
+
+- rollouts decide the n letters and append the words behind them (`ActionDecoder`): n short passes instead of one for
+  every token, the prompt run once for its G answers;
+- scoring runs the group's prompt once and equal answers once (`share_prefixes`), where TRL runs G whole rows, for the
+  policy and for the reference.
+
+`RecordTrainer` is plain TRL with our logging; `GroupTrainer` adds the two. On the same answers both have the same loss
+and the same gradient, up to rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor
+from trl.models.utils import unwrap_model_for_generation
+
+from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
+from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
+from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.records import Records
+from habitat_vlnr1.rewards import matches
+
+
+class RecordTrainer(trl.GRPOTrainer):
+    """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        hits = [matches(text, row["actions"]) for text, row in zip(completions, inputs, strict=True)]
+        self._log_metric("answers/valid", sum(hit is not None for hit in hits) / len(hits))
+        for k in range(len(inputs[0]["actions"])):
+            self._log_metric(f"answers/accuracy_{k + 1}", sum(hit is not None and hit[k] for hit in hits) / len(hits))
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        with self._timed("rollout"):
+            return super()._generate(prompts)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        with self._timed("policy_forward"):
+            return super()._compute_loss(model, inputs)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Log the seconds of a phase."""
+        start = time.perf_counter()
+        yield
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode][f"seconds/{phase}"].append(time.perf_counter() - start)
+
+
+class GroupTrainer(RecordTrainer):
+    """`RecordTrainer` with rollouts under the grammar, and the prompt of a group scored once.
+
+    Its dataset has the columns `prompt` (any text: it is only printed), `record` (number in `records`) and `actions`.
+
+    Args:
+        records: what the rows' numbers count.
+        encoder: makes the prompts.
+        train_forced: whether the words behind a letter count in the loss, as in the paper; else only the letters do.
+        rest: those of `trl.GRPOTrainer`.
+    """
+
+    def __init__(self, *args: Any, records: Records, encoder: PromptEncoder, train_forced: bool = True, **rest: Any):
+        super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.roll_out(), **rest)
+        if self.ref_model is not None:
+            share_prefixes(self.accelerator.unwrap_model(self.ref_model))
+        self.records = records
+        self.encoder = encoder
+        self.train_forced = train_forced
+        self.decoder = ActionDecoder(
+            self.accelerator.unwrap_model(self.model), encoder, temperature=self.temperature, batch_size=64
+        )
+        self._rows: list[int] = []  # record numbers of the rows that TRL is working on
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = [row["record"] for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        output["record"] = torch.tensor(self._rows)  # TRL shuffles and splits whatever has a row per answer
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._rows = inputs["record"].tolist()
+        return super()._compute_loss(model, inputs)
+
+    def roll_out(self) -> dict[str, Any]:
+        """Answers to the current rows, in TRL's form; equal rows side by side are a group."""
+        groups = [(record, len(list(same))) for record, same in itertools.groupby(self._rows)]
+        prompts = {record: self._prompt(record) for record, _ in groups}
+        # Seeded by the step and its rows, so that a resumed run draws what an unbroken one does.
+        self.decoder.seed((self.args.seed, self.state.global_step, self.accelerator.process_index, *self._rows))
+        self.decoder.forget()
+        answers: list[Answer] = []
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ):
+            for size, part in itertools.groupby(groups, key=lambda group: group[1]):
+                answers += self.decoder.decode([prompts[record] for record, _ in part], samples=size)
+        output = {
+            "prompt_ids": [self._query(record).ids.tolist() for record in self._rows],
+            "completion_ids": [list(answer.ids) for answer in answers],
+            "logprobs": None,
+        }
+        if not self.train_forced:
+            output["env_mask"] = [[int(chosen) for chosen in answer.decided] for answer in answers]
+        return output
+
+    def _prompt(self, number: int) -> Prompt:
+        record = self.records[number]
+        return Prompt(record.instruction, record.frames, record.frames)
+
+    def _query(self, number: int) -> Any:
+        record = self.records[number]
+        return self.encoder.query(record.instruction, record.frames)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **rest: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """TRL's scoring of completions, [rows, logits_to_keep] each; a prompt and an equal answer run once."""
+        counts = attention_mask[:, -logits_to_keep:].sum(1).tolist()
+        answers = [tuple(ids[:n]) for ids, n in zip(input_ids[:, -logits_to_keep:].tolist(), counts, strict=True)]
+        rows = list(zip(self._rows, answers, strict=True))
+        scores: list[tuple[Tensor, Tensor]] = []
+        for part in _parts(rows, batch_size or len(rows)):
+            distinct = sorted(set(part))
+            known = dict(zip(distinct, self._score(model, distinct), strict=True))
+            scores += [known[row] for row in part]
+
+        def table(column: int) -> Tensor:
+            padded = torch.nn.utils.rnn.pad_sequence([score[column] for score in scores], batch_first=True)
+            return torch.nn.functional.pad(padded, (0, logits_to_keep - padded.shape[1]))
+
+        return table(0), table(1) if compute_entropy else None, None
+
+    def _score(self, model: Any, rows: Sequence[tuple[int, tuple[int, ...]]]) -> list[tuple[Tensor, Tensor]]:
+        """Log-probability and entropy of every token of each answer."""
+        queries = [self._query(record) for record, _ in rows]
+        # Gradient checkpointing drops the keys and values that sharing needs; then the rows go through whole.
+        groups = None if self.args.gradient_checkpointing else [record for record, _ in rows]
+        batch = self.encoder.training_batch(queries, [answer for _, answer in rows], groups)
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        answered = batch["labels"][:, 1:] != IGNORED
+        with self.accelerator.autocast():
+            out = model(**batch, fused_lm_head=True)
+        counts = [len(answer) for _, answer in rows]
+        entropy = out.log_probs if out.entropy is None else out.entropy
+        return list(zip(out.log_probs[answered].split(counts), entropy[answered].split(counts), strict=True))
+
+
+def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """As many parts in every process, which ZeRO-3 needs."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))

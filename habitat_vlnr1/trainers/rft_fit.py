@@ -1,0 +1,181 @@
+"""The optimisation of stage 2 (eqs. 3–5 and 9 of VLN-R1): rows, rewards and the run around TRL's GRPOTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trl
+from datasets import Dataset, Image, List
+from omegaconf import DictConfig, OmegaConf
+
+from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.policy import action_space, prompt_encoder
+from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.records import RecordError, Records
+from habitat_vlnr1.rewards import make_reward
+from habitat_vlnr1.trainers.fitting import CardCallback, arguments, is_finished, load_for_training, lora, model_card
+from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
+
+OURS = ("start", "records", "held_out", "rewards", "rollout", "train_forced", "evaluate")
+ROLLOUTS = ("grammar", "trl")
+
+
+def rft_arguments(config: DictConfig) -> trl.GRPOConfig:
+    """TRL's arguments from `vlnr1.rft`."""
+    weights = [float(reward.weight) for reward in config.vlnr1.rft.rewards]
+    return arguments(config, trl.GRPOConfig, "rft", OURS, reward_weights=weights)
+
+
+def rewards(config: DictConfig) -> list[Callable[..., list[float]]]:
+    """The functions of `vlnr1.rft.rewards`, a list of {name, weight, and the function's own parameters}."""
+    if config.vlnr1.rft.rollout not in ROLLOUTS:
+        raise ValueError(
+            f"unknown vlnr1.rft.rollout {config.vlnr1.rft.rollout!r}; choose one of {', '.join(ROLLOUTS)}"
+        )
+    if not config.vlnr1.rft.rewards:
+        raise ValueError("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
+    rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
+    return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
+
+
+def check_start(config: DictConfig) -> str:
+    """The checkpoint that training starts from, after checking that it was trained to be asked as configured."""
+    start = checkpoint.resolve(config.vlnr1.rft.start)
+    if not checkpoint.is_checkpoint(start):
+        raise FileNotFoundError(
+            f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft` first, or "
+            "name one with vlnr1.rft.start=<folder or hub id>"
+        )
+    card = checkpoint.read_card(start)
+    checkpoint.check_card(card, action_space(config))
+    if card is not None:
+        for name, configured in (
+            ("num_actions", config.vlnr1.prompt.num_actions),
+            ("template", config.vlnr1.prompt.template),
+        ):
+            if getattr(card, name) != configured:
+                raise ValueError(
+                    f"{start} was trained with {name} {getattr(card, name)!r}, but {configured!r} is configured: "
+                    "take the same for both stages"
+                )
+    return start
+
+
+def draw_records(records: Records, wanted: Sequence[tuple[str, int]], seed: int) -> list[list[int]]:
+    """Numbers of records drawn at random without repetition: of each source as many as (name, count) says (-1: all).
+
+    Raises:
+        RecordError: a source has fewer.
+    """
+    chance = np.random.default_rng(seed)
+    drawn = []
+    for (source, count), span in zip(wanted, records.spans(), strict=True):
+        if count > len(span):
+            raise RecordError(
+                f"vlnr1.rft asks for {count} records of {source}, but there are {len(span)}: ask for fewer, or "
+                "export more"
+            )
+        drawn.append(chance.choice(span, len(span) if count < 0 else count, replace=False).tolist())
+    return drawn
+
+
+def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
+    """Rows for `GroupTrainer`."""
+    return Dataset.from_dict(
+        {
+            "prompt": [records.locate(number)[0].instruction for number in numbers],
+            "record": numbers,
+            "actions": [list(map(int, records[number].answer)) for number in numbers],
+        }
+    )
+
+
+def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Dataset:
+    """Rows for plain TRL: chat messages with their images."""
+    template, space = get_template(config.vlnr1.prompt.template), action_space(config)
+    chosen = [records[number] for number in numbers]
+    rows = {
+        "prompt": [
+            template.messages(record.instruction, len(record.history), records.num_actions, space) for record in chosen
+        ],
+        "images": [[str(frame) for frame in record.frames] for record in chosen],
+        "actions": [list(map(int, record.answer)) for record in chosen],
+    }
+    return Dataset.from_dict(rows).cast_column("images", List(Image()))
+
+
+def make_trainer(
+    config: DictConfig, start: str, last: str | None, records: Records, train: list[int], held_out: list[int]
+) -> RecordTrainer:
+    """The configured GRPO trainer.
+
+    Args:
+        start: checkpoint that the run starts from, and the reference model of the KL term.
+        last: the run's newest checkpoint, or None.
+        train, held_out: numbers of the records that are trained on, and that the reward is measured on.
+    """
+    model, processor = load_for_training(config, start, last)
+    model.config._name_or_path = start  # TRL loads the reference from here
+    encoder = prompt_encoder(config, processor)
+    shared: dict[str, Any] = {
+        "model": model,
+        "reward_funcs": rewards(config),
+        "args": rft_arguments(config),
+        "processing_class": processor,
+        "peft_config": lora(config.vlnr1.model.lora),
+        "callbacks": [CardCallback(model_card(config, "rft"))],
+    }
+    if config.vlnr1.rft.rollout == "trl":
+        rows = [rows_for_trl(config, records, numbers) for numbers in (train, held_out)]
+        return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
+    rows = [rows_for_groups(records, numbers) for numbers in (train, held_out)]
+    return GroupTrainer(
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        records=records,
+        encoder=encoder,
+        train_forced=config.vlnr1.rft.train_forced,
+        **shared,
+    )
+
+
+def fit(config: DictConfig, start: str, records: Records, train: list[int], held_out: list[int]) -> None:
+    """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
+    folder = config.habitat_baselines.checkpoint_folder
+    last = checkpoint.newest_checkpoint(folder)
+    if last is not None and is_finished(last, config.vlnr1.rft.max_steps):
+        print(f"RFT is finished: {last}")
+        return
+    trainer = make_trainer(config, start, last, records, train, held_out)
+    print(f"RFT on {len(train)} records from {start}" + (f", going on from {last}" if last else ""))
+    trainer.train(resume_from_checkpoint=last)
+    if trainer.is_world_process_zero():
+        history = trainer.state.log_history
+        picture = Path(config.vlnr1.run_dir) / "rft" / "curves.png"
+        draw_curves(history, picture)
+        print(f"RFT reward: {picture}")
+
+
+def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
+    """Reward, KL and accuracy per future position over the steps of a run, from the Trainer's log."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    reward, kl, accuracy = figure.subplots(1, 3)
+    for axes, key, label in ((reward, "reward", "training"), (reward, "eval_reward", "held out"), (kl, "kl", "KL")):
+        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+        axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
+    number = 1
+    while any(f"eval_answers/accuracy_{number}" in row for row in history):
+        key = f"eval_answers/accuracy_{number}"
+        points = [(row["step"], row[key]) for row in history if key in row]
+        accuracy.plot(*zip(*points, strict=True), label=f"action {number}", marker="o")
+        number += 1
+    for axes, title in ((reward, "reward"), (kl, "KL to the reference"), (accuracy, "held-out accuracy")):
+        axes.set(title=title, xlabel="step")
+        axes.legend()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
