@@ -8,13 +8,15 @@ pause, reset and be reordered.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from gym import spaces
+from habitat.core.logging import logger
 from habitat_baselines.common.baseline_registry import baseline_registry
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from habitat_vlnr1.actions import Action, ActionSpace
@@ -127,19 +129,10 @@ class VLNR1Policy(ScriptedPolicy):
         return plan.actions[step - plan.step]
 
     def _prompt(self, observations: dict[str, Tensor], row: int) -> Prompt:
-        from habitat_vlnr1.lvlm.decoding import Prompt
+        prompt = prompt_of(observations, row)
+        return replace(prompt, frames=self._see(prompt.frames))
 
-        rollout, step = observations[CLOCK][row].tolist()
-        past = [int(s) for s in observations[MEMORY_STEPS][row].tolist() if s >= 0]
-        frames = [observations[MEMORY][row, slot].cpu().numpy() for slot in range(len(past))]
-        frames.append(observations["rgb"][row].cpu().numpy())
-        return Prompt(
-            instruction=decode_text(observations[INSTRUCTION][row].cpu().numpy()),
-            frames=self._see(frames),
-            keys=[(rollout, s) for s in (*past, step)],
-        )
-
-    def _see(self, frames: list[Any]) -> list[Any]:
+    def _see(self, frames: Sequence[Any]) -> Sequence[Any]:
         return frames
 
 
@@ -147,8 +140,23 @@ class VLNR1Policy(ScriptedPolicy):
 class BlindVLNR1Policy(VLNR1Policy):
     """The same model with every frame black: what it does by instruction and habit alone."""
 
-    def _see(self, frames: list[Any]) -> list[Any]:
+    def _see(self, frames: Sequence[Any]) -> Sequence[Any]:
         return [frame * 0 for frame in frames]
+
+
+def prompt_of(observations: dict[str, Tensor], row: int) -> Prompt:
+    """The question of one environment, from a batch of observations that `LongShortMemory` has seen."""
+    from habitat_vlnr1.lvlm.decoding import Prompt
+
+    rollout, step = observations[CLOCK][row].tolist()
+    past = [int(s) for s in observations[MEMORY_STEPS][row].tolist() if s >= 0]
+    frames = [observations[MEMORY][row, slot].cpu().numpy() for slot in range(len(past))]
+    frames.append(observations["rgb"][row].cpu().numpy())
+    return Prompt(
+        instruction=decode_text(observations[INSTRUCTION][row].cpu().numpy()),
+        frames=frames,
+        keys=[(rollout, s) for s in (*past, step)],
+    )
 
 
 def action_space(config: DictConfig) -> ActionSpace:
@@ -170,13 +178,26 @@ def prompt_encoder(config: DictConfig, processor: Any) -> PromptEncoder:
     )
 
 
+def asked_with(config: DictConfig) -> dict[str, Any]:
+    """How the configured model is asked, in the words of `checkpoint.ModelCard`."""
+    return {
+        "num_actions": config.vlnr1.prompt.num_actions,
+        "template": config.vlnr1.prompt.template,
+        "memory": OmegaConf.to_container(config.vlnr1.memory, resolve=True),
+        "max_pixels": config.vlnr1.model.image_size**2,
+    }
+
+
 def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
     """Load a checkpoint and make what asks it, after checking that it fits the simulator's steps and angles."""
     from habitat_vlnr1.lvlm import checkpoint
     from habitat_vlnr1.lvlm.decoding import ActionDecoder
 
     decoding = config.vlnr1.decoding
-    checkpoint.check_card(checkpoint.read_card(path), action_space(config), allow=decoding.allow_other_angles)
+    card = checkpoint.read_card(path)
+    checkpoint.check_card(card, action_space(config), allow=decoding.allow_other_angles)
+    for difference in checkpoint.differences(card, **asked_with(config)):  # to compare is allowed, to overlook it not
+        logger.warning(f"{path}: {difference}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = checkpoint.load(path, dtype=config.vlnr1.model.dtype, device=device)
     return ActionDecoder(

@@ -1,7 +1,8 @@
-"""Rewards of recorded actions, as plain functions with TRL's signature.
+"""Rewards as plain functions with TRL's signature: of recorded actions, and of rolled-out walks.
 
 Each takes the group's `completions` (texts, or chat messages) and the data set's columns, and returns one reward per
-completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`).
+completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`). The last
+four are for `vlnr1.rft.online`, whose columns are a walk's measures.
 
 An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
 
@@ -71,11 +72,38 @@ def hard(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns
     return _rewards(completions, actions, all)
 
 
+def progress(
+    completions: Sequence[Any], distance_to_goal: Sequence[float], start_distance: Sequence[float], **columns: Any
+) -> list[float]:
+    """Of a rolled-out walk: the share of the way to the goal that it has gone, at least -1."""
+    pairs = zip(distance_to_goal, start_distance, strict=True)
+    return [max(-1.0, (start - end) / start) for end, start in pairs]
+
+
+def success(completions: Sequence[Any], success: Sequence[float], **columns: Any) -> list[float]:
+    """Of a rolled-out walk: 1 when it stopped at the goal, else 0."""
+    return [float(value) for value in success]
+
+
+def spl(completions: Sequence[Any], spl: Sequence[float], **columns: Any) -> list[float]:
+    """Of a rolled-out walk: success weighted by path length."""
+    return [float(value) for value in spl]
+
+
+def ndtw(completions: Sequence[Any], ndtw: Sequence[float], **columns: Any) -> list[float]:
+    """Of a rolled-out walk: how closely it followed the reference path, 0 to 1."""
+    return [float(value) for value in ndtw]
+
+
 REWARDS: dict[str, Callable[..., list[float]]] = {
     "time_decayed": time_decayed,
     "uniform": uniform,
     "linear": linear,
     "hard": hard,
+    "progress": progress,
+    "success": success,
+    "spl": spl,
+    "ndtw": ndtw,
 }
 
 

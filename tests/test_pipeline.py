@@ -1,6 +1,10 @@
 """Export → training → evaluation on two generated houses, in one process, through the registered trainers."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,20 @@ SMALL = [
     "vlnr1.model.cpu_threads=1",
     "vlnr1.eval.videos=1",
 ]
+SMALL_RFT = [
+    *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
+    "vlnr1.rft.records.embedded=12",
+    "vlnr1.rft.held_out.records=2",
+    "vlnr1.rft.max_steps=4",
+    "vlnr1.rft.save_steps=2",
+    "vlnr1.rft.eval_steps=2",
+    "vlnr1.rft.logging_steps=1",
+    "vlnr1.rft.per_device_train_batch_size=8",
+    "vlnr1.rft.num_generations=4",
+    "vlnr1.rft.evaluate=false",
+    "vlnr1.model.cpu_threads=1",
+    "vlnr1.eval.videos=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +58,8 @@ def run(home, monkeypatch):
     threads = torch.get_num_threads()
 
     def start(name, *overrides, evaluate=False):
-        config = get_config(f"{name}.yaml", [*SMALL, *overrides] if name != "vlnr1_export" else [*overrides], CONFIGS)
+        settings = {"vlnr1_sft": SMALL, "vlnr1_rft": SMALL_RFT, "vlnr1_export": []}[name]
+        config = get_config(f"{name}.yaml", [*settings, *overrides], CONFIGS)
         trainer = baseline_registry.get_trainer(config.habitat_baselines.trainer_name)(config)
         trainer.eval() if evaluate else trainer.train()
         return config
@@ -116,6 +135,74 @@ def test_evaluation_writes_what_others_rely_on(run, home, capsys):
     assert json.loads((results / "oracle/val_unseen/summary.json").read_text())["SR"] == 1
     assert list((results / "vlnr1_sft/val_unseen/videos").glob("*.mp4"))
     assert list((results / "vlnr1_sft/val_unseen/videos").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_rft_starts_from_sft_and_leaves_a_checkpoint_and_curves(run, home, capsys):
+    run("vlnr1_rft")
+    rft = home / "data/vlnr1/quickstart/rft"
+    assert "RFT on 12 records from data/vlnr1/quickstart/checkpoints/checkpoint-4" in capsys.readouterr().out
+    card = json.loads((rft / "checkpoints/checkpoint-4/vlnr1.json").read_text())
+    assert card["info"]["stage"] == "rft"
+    assert (rft / "curves.png").is_file() and list((rft / "tb").rglob("events*"))
+    logged = json.loads((rft / "checkpoints/checkpoint-4/trainer_state.json").read_text())["log_history"]
+    steps = [row for row in logged if "kl" in row]
+    assert len(steps) == 4
+    phases = {"seconds/rollout", "seconds/policy_forward"}
+    assert {"reward", "entropy", "clip_ratio/region_mean", "answers/valid", "answers/accuracy_6"} | phases <= set(
+        steps[0]
+    )
+    assert [row["step"] for row in logged if "eval_reward" in row] == [0, 2, 4]
+    start = load_file(home / "data/vlnr1/quickstart/checkpoints/checkpoint-4/model.safetensors")
+    end = load_file(rft / "checkpoints/checkpoint-4/model.safetensors")
+    assert start.keys() == end.keys() and any(not torch.equal(start[name], end[name]) for name in start)
+
+
+@pytest.mark.slow
+def test_killed_rft_goes_on_with_the_same_curve(run, home):
+    """kill -9 in the middle: the next start ends with the weights and the log of an unbroken run."""
+    rft = home / "data/vlnr1/quickstart/rft"
+    unbroken = rft / "checkpoints/checkpoint-4"
+    broken = home / "broken"
+    settings = [*SMALL_RFT, f"habitat_baselines.checkpoint_folder={broken}", "vlnr1.rft.max_steps=4"]
+    command = [sys.executable, "-m", "habitat_baselines.run", "--config-name=vlnr1_rft", *settings]
+    process = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (broken / "checkpoint-2/vlnr1.json").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    shutil.rmtree(broken / "checkpoint-4", ignore_errors=True)
+    (broken / "checkpoint-3").mkdir()  # half a checkpoint
+    run("vlnr1_rft", f"habitat_baselines.checkpoint_folder={broken}")
+    wanted, got = (load_file(folder / "model.safetensors") for folder in (unbroken, broken / "checkpoint-4"))
+    for name, weight in wanted.items():
+        torch.testing.assert_close(got[name], weight, msg=name)
+    logs = [
+        [
+            {key: row[key] for key in ("step", "reward", "kl", "loss") if key in row}
+            for row in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        ]
+        for folder in (unbroken, broken / "checkpoint-4")
+    ]
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_both_stages_are_evaluated_side_by_side(run, home, capsys):
+    run("vlnr1_rft", evaluate=True)
+    table = capsys.readouterr().out
+    for policy in ("random", "vlnr1_sft", "vlnr1_rft"):
+        folder = home / "data/vlnr1/quickstart/rft/results" / policy / "val_unseen"
+        assert json.loads((folder / "summary.json").read_text())["policy"] == policy and f"| {policy} " in table
+
+
+@pytest.mark.slow
+def test_rft_without_an_sft_checkpoint_says_what_to_do(run):
+    with pytest.raises(FileNotFoundError, match="--config-name=vlnr1_sft"):
+        run("vlnr1_rft", "vlnr1.run_dir=nothing")
 
 
 @pytest.mark.slow

@@ -211,6 +211,20 @@ def check_card(card: ModelCard | None, space: ActionSpace, *, allow: bool = Fals
             )
 
 
+def differences(card: ModelCard | None, **configured: Any) -> list[str]:
+    """What a checkpoint was trained with and what is configured instead, a line for each that differs.
+
+    Args:
+        configured: fields of the card, e.g. `template="compact", memory={"strategy": "current"}`.
+    """
+    pairs = [(name, getattr(card, name), value) for name, value in configured.items()] if card else []
+    return [
+        f"trained with {name} {trained!r}, but {value!r} is configured"
+        for name, trained, value in pairs
+        if trained and trained != value
+    ]
+
+
 def _existing(path: str | os.PathLike[str]) -> str:
     """The path or hub id as a string; an error when it looks like a folder and holds no checkpoint."""
     text = os.fspath(path)

@@ -32,6 +32,8 @@ from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder, Query
 
+Seed = int | Sequence[int]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -129,32 +131,38 @@ class ActionDecoder:
         """Drop the kept frame features; needed after the model's weights have changed."""
         self._features.clear()
 
-    def seed(self, entropy: Sequence[int]) -> None:
-        """Start the sampling anew from these numbers."""
-        self._chance.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[Prompt], samples: int = 1) -> list[Answer]:
+    def decode(self, prompts: Sequence[Prompt], samples: int = 1, seeds: Sequence[Seed] | None = None) -> list[Answer]:
         """One answer per prompt, or `samples` of each, those of one prompt side by side.
 
         The prompt is run once for all its samples.
+
+        Args:
+            seeds: one per answer, which alone decides what is drawn for it, whatever else is in the batch; without
+                them the decoder's own generator draws. For constrained answers.
         """
         answers: list[Answer] = []
         for start in range(0, len(prompts), self.batch_size):
             part = prompts[start : start + self.batch_size]
             queries = [self.encoder.query(prompt.instruction, prompt.frames, prompt.keys) for prompt in part]
-            answers += self._constrained(queries, samples) if self.constrained else self._free(queries, samples)
+            if self.constrained:
+                own = None if seeds is None else seeds[start * samples : (start + len(part)) * samples]
+                answers += self._constrained(queries, samples, own)
+            else:
+                answers += self._free(queries, samples)
         return answers
 
-    def _constrained(self, queries: Sequence[Query], samples: int) -> list[Answer]:
+    def _constrained(self, queries: Sequence[Query], samples: int, seeds: Sequence[Seed] | None) -> list[Answer]:
         run = _Run(self.model, self.encoder, queries, self._features.of(queries), samples)
         rows = [_Row() for _ in range(len(queries) * samples)]
+        noise = self._noise(len(rows), seeds) if self.temperature else None
         for step in range(self.num_actions):
             if all(self._stopped(row) for row in rows):
                 break
             if step:
                 run.feed([self._last_words(row) for row in rows])
-            chosen, log_probs = self._choose(run.logits, [self._grammar.choices(row.last) for row in rows])
+            choices = [self._grammar.choices(row.last) for row in rows]
+            chosen, log_probs = self._choose(run.logits, choices, None if noise is None else noise[:, step])
             for row, action, log_prob in zip(rows, chosen, log_probs, strict=True):
                 if not self._stopped(row):
                     row.actions.append(ACTIONS[action])
@@ -169,14 +177,21 @@ class ActionDecoder:
         previous = row.actions[-2] if len(row.actions) > 1 else None
         return (self._grammar.choices(previous)[row.last], *self._grammar.between[row.last])
 
-    def _choose(self, logits: Tensor, choices: Sequence[Tokens]) -> tuple[list[int], list[float]]:
+    def _noise(self, rows: int, seeds: Sequence[Seed] | None) -> Tensor:
+        """Gumbel noise [rows, n, 4]: the largest sum of log-probability and noise is a draw from the distribution."""
+        shape = (self.num_actions, len(ACTIONS))
+        if seeds is None:
+            uniform = torch.rand(rows, *shape, generator=self._chance).clamp_(1e-9, 1 - 1e-7)
+            return -(-uniform.log()).log()
+        return torch.from_numpy(np.stack([np.random.default_rng(seed).gumbel(size=shape) for seed in seeds])).float()
+
+    def _choose(
+        self, logits: Tensor, choices: Sequence[Tokens], noise: Tensor | None
+    ) -> tuple[list[int], list[float]]:
         """For each row one of four tokens, by its number, and its log-probability among the four."""
         four = logits.gather(1, torch.tensor(choices, device=logits.device)).float().cpu()
         log_probs = torch.log_softmax(four / (self.temperature or 1.0), dim=-1)
-        if self.temperature:
-            chosen = torch.multinomial(log_probs.exp(), 1, generator=self._chance)
-        else:
-            chosen = four.argmax(-1, keepdim=True)
+        chosen = (four if noise is None else log_probs + noise).argmax(-1, keepdim=True)
         return chosen[:, 0].tolist(), log_probs.gather(1, chosen)[:, 0].tolist()
 
     def _answer(self, row: _Row) -> Answer:

@@ -36,7 +36,6 @@ class VLNCEDatasetConfig(DatasetConfig):
     gt_path: str | None = None  # "{split}" template of the ground-truth file; None: there is none
     episode_ids: list[str] | None = None  # keep only these episodes; None: all
     max_episodes: int | None = None  # keep only the first N of those; None: all
-    skip_episode_ids: list[str] | None = None  # then leave these out, e.g. those exported already
 
 
 ConfigStore.instance().store(package="habitat.dataset", group="habitat/dataset", name="vlnce", node=VLNCEDatasetConfig)
@@ -176,12 +175,9 @@ class VLNCEDataset(Dataset):
             episodes = [episode for episode in episodes if episode.episode_id in wanted]
         if config.get("max_episodes") is not None:
             episodes = episodes[: config.max_episodes]
-        skipped = {str(name) for name in config.get("skip_episode_ids") or []}
-        episodes = [episode for episode in episodes if episode.episode_id not in skipped]
         if not episodes:
             raise ValueError(
-                f"{self._path}: no episode is left; "
-                "check content_scenes, episode_ids, max_episodes, skip_episode_ids of habitat.dataset"
+                f"{self._path}: no episode is left; check content_scenes, episode_ids, max_episodes of habitat.dataset"
             )
         self.episodes = episodes
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState, TrainingArguments
 
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.policy import action_space
+from habitat_vlnr1.policy import action_space, asked_with
 from habitat_vlnr1.records import Records, VLNEgo
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -32,14 +33,18 @@ def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Reco
 
 def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:
     """What stands beside every checkpoint of this run."""
-    return checkpoint.ModelCard(
-        space=action_space(config),
-        num_actions=config.vlnr1.prompt.num_actions,
-        template=config.vlnr1.prompt.template,
-        memory=OmegaConf.to_container(config.vlnr1.memory, resolve=True),
-        max_pixels=config.vlnr1.model.image_size**2,
-        info={"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)},
-    )
+    info = {"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)}
+    return checkpoint.ModelCard(space=action_space(config), **asked_with(config), info=info)
+
+
+def join_processes(config: DictConfig) -> PartialState:
+    """This process among those that torchrun has started; alone without it."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if config.vlnr1.deepspeed is not None and state.num_processes > 1:
+        import deepspeed
+
+        deepspeed.init_distributed()  # ZeRO-3 counts processes while a model loads, before the Trainer tells it
+    return state
 
 
 def use_cores(config: DictConfig) -> None:
@@ -67,7 +72,7 @@ def arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Seque
     """
     options = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
     for key in ours:
-        del options[key]
+        options.pop(key, None)
     os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
     try:
         return kind(

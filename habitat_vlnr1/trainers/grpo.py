@@ -36,6 +36,8 @@ class RecordTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        if "actions" not in inputs[0]:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         hits = [matches(text, row["actions"]) for text, row in zip(completions, inputs, strict=True)]
         self._log_metric("answers/valid", sum(hit is not None for hit in hits) / len(hits))
         for k in range(len(inputs[0]["actions"])):
@@ -65,13 +67,15 @@ class GroupTrainer(RecordTrainer):
     Its dataset has the columns `prompt` (any text: it is only printed), `record` (number in `records`) and `actions`.
 
     Args:
-        records: what the rows' numbers count.
+        records: what the rows' numbers count; None where a subclass has other rows.
         encoder: makes the prompts.
         train_forced: whether the words behind a letter count in the loss, as in the paper; else only the letters do.
         rest: those of `trl.GRPOTrainer`.
     """
 
-    def __init__(self, *args: Any, records: Records, encoder: PromptEncoder, train_forced: bool = True, **rest: Any):
+    def __init__(
+        self, *args: Any, records: Records | None, encoder: PromptEncoder, train_forced: bool = True, **rest: Any
+    ):
         super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.roll_out(), **rest)
         if self.ref_model is not None:
             share_prefixes(self.accelerator.unwrap_model(self.ref_model))
@@ -96,24 +100,38 @@ class GroupTrainer(RecordTrainer):
     def roll_out(self) -> dict[str, Any]:
         """Answers to the current rows, in TRL's form; equal rows side by side are a group."""
         groups = [(record, len(list(same))) for record, same in itertools.groupby(self._rows)]
-        prompts = {record: self._prompt(record) for record, _ in groups}
-        # Seeded by the step and its rows, so that a resumed run draws what an unbroken one does.
-        self.decoder.seed((self.args.seed, self.state.global_step, self.accelerator.process_index, *self._rows))
+        seeds = self._seeds()
         self.decoder.forget()
         answers: list[Answer] = []
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
         ):
             for size, part in itertools.groupby(groups, key=lambda group: group[1]):
-                answers += self.decoder.decode([prompts[record] for record, _ in part], samples=size)
-        output = {
-            "prompt_ids": [self._query(record).ids.tolist() for record in self._rows],
+                prompts = [self._prompt(record) for record, _ in part]
+                own = seeds[len(answers) : len(answers) + size * len(prompts)]
+                answers += self.decoder.decode(prompts, size, own)
+        return self._output([self._query(record).ids.tolist() for record in self._rows], answers)
+
+    def _output(self, prompt_ids: list[list[int]], answers: Sequence[Answer]) -> dict[str, Any]:
+        """Rollouts in TRL's form."""
+        output: dict[str, Any] = {
+            "prompt_ids": prompt_ids,
             "completion_ids": [list(answer.ids) for answer in answers],
             "logprobs": None,
         }
         if not self.train_forced:
             output["env_mask"] = [[int(chosen) for chosen in answer.decided] for answer in answers]
         return output
+
+    def _seeds(self) -> list[tuple[int, ...]]:
+        """What decides the draws of each row: run, step, record and place in the group.
+
+        Neither the number of processes nor an interruption changes them. A group may lie across processes.
+        """
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        first = self.accelerator.process_index * len(self._rows)
+        run = (self.args.seed, self.state.global_step, int(self.model.training))
+        return [(*run, record, (first + i) % size) for i, record in enumerate(self._rows)]
 
     def _prompt(self, number: int) -> Prompt:
         record = self.records[number]

@@ -6,13 +6,21 @@ exported when it is missing), trains with GRPO, draws the curves and evaluates b
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+from habitat import make_dataset
 from habitat_baselines.common.baseline_registry import baseline_registry
+from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, edited
 from habitat_vlnr1.trainers.export import export_split, is_exported
+
+if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
+    from accelerate import PartialState
+
+    from habitat_vlnr1.trainers.rft_fit import Online, Recorded
 
 
 @baseline_registry.register_trainer(name="vlnr1_rft")
@@ -20,27 +28,62 @@ class RFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.rft.start` on `vlnr1.rft.records` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
-        from accelerate import PartialState
-
-        from habitat_vlnr1.trainers.fitting import open_records
-        from habitat_vlnr1.trainers.rft_fit import check_start, draw_records, fit, rewards, rft_arguments
+        from habitat_vlnr1.trainers.fitting import join_processes
+        from habitat_vlnr1.trainers.rft_fit import check_start, fit, rewards, rft_arguments
 
         # What the config gets wrong is said before any work.
-        config, rft = self.config, self.config.vlnr1.rft
+        config = self.config
         get_template(config.vlnr1.prompt.template)
         make_memory(**config.vlnr1.memory)
         rewards(config)
         rft_arguments(config)
         start = check_start(config)
-        state = PartialState(cpu=not torch.cuda.is_available())
-        held_out = {config.vlnr1.data.source: rft.held_out.records}
-        folders = [*((source, "train") for source in rft.records), (config.vlnr1.data.source, rft.held_out.split)]
+        state = join_processes(config)
+        if config.vlnr1.rft.online is None:
+            fit(config, start, self._recorded(state))
+        else:
+            task = self._online()
+            try:
+                fit(config, start, task)
+            finally:
+                self.envs.close()
+        if state.is_main_process and config.vlnr1.rft.evaluate:
+            self.eval()
+
+    def _recorded(self, state: PartialState) -> Recorded:
+        """Records drawn from each source, after the export of what is missing."""
+        from habitat_vlnr1.trainers.fitting import open_records
+        from habitat_vlnr1.trainers.rft_fit import Recorded, draw_records
+
+        config, rft = self.config, self.config.vlnr1.rft
+        own = config.vlnr1.data.source
+        folders = [*((source, "train") for source in rft.records), (own, rft.held_out.split)]
         for source, split in folders:
-            if state.is_main_process and source == config.vlnr1.data.source and not is_exported(config, split):
+            if state.is_main_process and source == own and not is_exported(config, split):
                 export_split(self, config, split)
         state.wait_for_everyone()
         records = open_records(config, folders)
-        *drawn, held = draw_records(records, [*rft.records.items(), *held_out.items()], config.habitat.seed)
-        fit(config, start, records, [number for part in drawn for number in part], held)
-        if state.is_main_process and rft.evaluate:
-            self.eval()
+        *train, held_out = draw_records(
+            records, [*rft.records.items(), (own, rft.held_out.records)], config.habitat.seed
+        )
+        return Recorded(records, [number for part in train for number in part], held_out)
+
+    def _online(self) -> Online:
+        """Episodes of the training split in environments of this process."""
+        from habitat_vlnr1.trainers.online import Walkers
+        from habitat_vlnr1.trainers.rft_fit import Online, rows_for_walks
+
+        config, online = self.config, self.config.vlnr1.rft.online
+        config = edited(
+            config,
+            **{
+                "habitat.dataset.split": "train",
+                "habitat_baselines.num_environments": online.num_environments,
+                "habitat.environment.iterator_options.shuffle": False,
+            },
+        )
+        episodes = make_dataset(config.habitat.dataset.type, config=config.habitat.dataset).episodes
+        rows = rows_for_walks(episodes, online.episodes, config.habitat.seed)
+        self._init_envs(config, is_eval=False)
+        transforms = get_active_obs_transforms(config)
+        return Online(rows, Walkers(self.envs, transforms, config.vlnr1.decoding.execute_horizon))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,39 @@ from datasets import Dataset, Image, List
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.policy import action_space, prompt_encoder
+from habitat_vlnr1.policy import action_space, asked_with, prompt_encoder
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import RecordError, Records
 from habitat_vlnr1.rewards import make_reward
 from habitat_vlnr1.trainers.fitting import CardCallback, arguments, is_finished, load_for_training, lora, model_card
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
+from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
 
-OURS = ("start", "records", "held_out", "rewards", "rollout", "train_forced", "evaluate")
+OURS = ("start", "records", "held_out", "rewards", "rollout", "train_forced", "online", "evaluate")
 ROLLOUTS = ("grammar", "trl")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Records to train on: numbers of those that are trained on, and of those that the reward is measured on."""
+
+    records: Records
+    train: list[int]
+    held_out: list[int]
+
+    def __str__(self) -> str:
+        return f"{len(self.train)} records"
+
+
+@dataclass(frozen=True)
+class Online:
+    """Episodes to walk: their rows, and who walks."""
+
+    rows: Dataset
+    walkers: Walkers
+
+    def __str__(self) -> str:
+        return f"{len(self.rows)} episodes"
 
 
 def rft_arguments(config: DictConfig) -> trl.GRPOConfig:
@@ -51,16 +76,8 @@ def check_start(config: DictConfig) -> str:
         )
     card = checkpoint.read_card(start)
     checkpoint.check_card(card, action_space(config))
-    if card is not None:
-        for name, configured in (
-            ("num_actions", config.vlnr1.prompt.num_actions),
-            ("template", config.vlnr1.prompt.template),
-        ):
-            if getattr(card, name) != configured:
-                raise ValueError(
-                    f"{start} was trained with {name} {getattr(card, name)!r}, but {configured!r} is configured: "
-                    "take the same for both stages"
-                )
+    for difference in checkpoint.differences(card, **asked_with(config)):
+        raise ValueError(f"{start}: {difference}: take the same for both stages")
     return start
 
 
@@ -93,6 +110,22 @@ def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
     )
 
 
+def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
+    """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all)."""
+    if count > len(episodes):
+        raise ValueError(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
+    order = np.random.default_rng(seed).permutation(len(episodes))
+    drawn = [episodes[i] for i in order[: len(episodes) if count < 0 else count]]
+    return Dataset.from_dict(
+        {
+            "prompt": [episode.instruction.instruction_text for episode in drawn],
+            "scene_id": [episode.scene_id for episode in drawn],
+            "episode_id": [str(episode.episode_id) for episode in drawn],
+            "start_distance": first_distances(drawn),
+        }
+    )
+
+
 def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Dataset:
     """Rows for plain TRL: chat messages with their images."""
     template, space = get_template(config.vlnr1.prompt.template), action_space(config)
@@ -107,19 +140,19 @@ def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Da
     return Dataset.from_dict(rows).cast_column("images", List(Image()))
 
 
-def make_trainer(
-    config: DictConfig, start: str, last: str | None, records: Records, train: list[int], held_out: list[int]
-) -> RecordTrainer:
+def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorded | Online) -> RecordTrainer:
     """The configured GRPO trainer.
 
     Args:
         start: checkpoint that the run starts from, and the reference model of the KL term.
         last: the run's newest checkpoint, or None.
-        train, held_out: numbers of the records that are trained on, and that the reward is measured on.
+        task: what is trained on.
     """
     model, processor = load_for_training(config, start, last)
     model.config._name_or_path = start  # TRL loads the reference from here
     encoder = prompt_encoder(config, processor)
+    # TRL pads prompts on the left, and takes their image places from the processor: it must pad on the same side.
+    processor.tokenizer.padding_side = "left"
     shared: dict[str, Any] = {
         "model": model,
         "reward_funcs": rewards(config),
@@ -128,34 +161,31 @@ def make_trainer(
         "peft_config": lora(config.vlnr1.model.lora),
         "callbacks": [CardCallback(model_card(config, "rft"))],
     }
+    ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
+    if isinstance(task, Online):
+        return OnlineTrainer(
+            train_dataset=task.rows, walkers=task.walkers, turns=config.vlnr1.rft.online.turns, **ours
+        )
     if config.vlnr1.rft.rollout == "trl":
-        rows = [rows_for_trl(config, records, numbers) for numbers in (train, held_out)]
+        rows = [rows_for_trl(config, task.records, numbers) for numbers in (task.train, task.held_out)]
         return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
-    rows = [rows_for_groups(records, numbers) for numbers in (train, held_out)]
-    return GroupTrainer(
-        train_dataset=rows[0],
-        eval_dataset=rows[1],
-        records=records,
-        encoder=encoder,
-        train_forced=config.vlnr1.rft.train_forced,
-        **shared,
-    )
+    rows = [rows_for_groups(task.records, numbers) for numbers in (task.train, task.held_out)]
+    return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], records=task.records, **ours)
 
 
-def fit(config: DictConfig, start: str, records: Records, train: list[int], held_out: list[int]) -> None:
+def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
     last = checkpoint.newest_checkpoint(folder)
     if last is not None and is_finished(last, config.vlnr1.rft.max_steps):
         print(f"RFT is finished: {last}")
         return
-    trainer = make_trainer(config, start, last, records, train, held_out)
-    print(f"RFT on {len(train)} records from {start}" + (f", going on from {last}" if last else ""))
+    trainer = make_trainer(config, start, last, task)
+    print(f"RFT on {task} from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():
-        history = trainer.state.log_history
-        picture = Path(config.vlnr1.run_dir) / "rft" / "curves.png"
-        draw_curves(history, picture)
+        picture = Path(folder).parent / "curves.png"
+        draw_curves(trainer.state.log_history, picture)
         print(f"RFT reward: {picture}")
 
 

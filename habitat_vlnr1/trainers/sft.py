@@ -7,7 +7,6 @@ the newest whole checkpoint, finished evaluation episodes.
 
 from __future__ import annotations
 
-import torch
 from habitat_baselines.common.baseline_registry import baseline_registry
 
 from habitat_vlnr1.memory import make_memory
@@ -24,16 +23,14 @@ class SFTTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         # TRL takes seconds to import, and every Habitat run registers this module.
-        from accelerate import PartialState
-
-        from habitat_vlnr1.trainers.fitting import open_records
+        from habitat_vlnr1.trainers.fitting import join_processes, open_records
         from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model
 
         # What the config gets wrong is said before any work.
         get_template(self.config.vlnr1.prompt.template)
         make_memory(**self.config.vlnr1.memory)
         sft_arguments(self.config)
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = join_processes(self.config)
         sources = list(self.config.vlnr1.data.sources)
         if state.is_main_process and self.config.vlnr1.data.source in sources and not is_exported(self.config, SPLIT):
             export_split(self, self.config, SPLIT)

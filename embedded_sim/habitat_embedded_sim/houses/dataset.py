@@ -45,6 +45,7 @@ class Settings:
     forward_step: float
     goal_radius: float
     door_shares: tuple[float, ...]
+    start_turn: float
     version: int = VERSION
 
 
@@ -77,13 +78,15 @@ def ensure(
     forward_step: float = 0.25,
     goal_radius: float = 3.0,
     door_shares: Sequence[float] = DOOR_SHARES,
+    start_turn: float = 180.0,
     num_workers: int = 2,
 ) -> None:
     """Make the houses and episodes unless they are there.
 
     Scenes go to `<data_dir>/scene_datasets/<name>`, episodes to `<data_dir>/datasets/vln/<name>`, in the schema of
     R2R-CE with splits train, val_seen and val_unseen. Lengths in metres, `turn_angle` in degrees (those of the expert
-    that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors. The
+    that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors;
+    a walker starts at most `start_turn` degrees off its way. The
     same arguments give the same files, whatever `num_workers` is. ValueError if the folder holds another set.
     """
     settings = Settings(
@@ -99,6 +102,7 @@ def ensure(
         float(forward_step),
         float(goal_radius),
         tuple(float(share) for share in door_shares),
+        float(start_turn),
     )
     _check(settings)
     root = Path(data_dir)
@@ -131,6 +135,8 @@ def _check(settings: Settings) -> None:
         raise ValueError("houses: val_seen_episodes need train_scenes: give some or set val_seen_episodes to 0")
     if not settings.door_shares or min(settings.door_shares) < 0 or not sum(settings.door_shares):
         raise ValueError(f"houses: door_shares {settings.door_shares}: use shares of 0, 1, 2, … doors, not all 0")
+    if not 0 <= settings.start_turn <= 180:
+        raise ValueError(f"houses: start_turn {settings.start_turn}: use 0 to 180 degrees")
     if not 1 <= settings.turn_angle <= 90 or not 0.05 <= settings.forward_step <= 0.5:
         raise ValueError(
             f"houses: turn_angle {settings.turn_angle} or forward_step {settings.forward_step} is out of range: "
@@ -221,7 +227,15 @@ def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int
         for _ in range(_START_TRIES if goal else 0):
             if found == _SHARED or len(episodes) == count:
                 break
-            route = draw_route(rng, world, goal, settings.forward_step, settings.turn_angle, settings.door_shares)
+            route = draw_route(
+                rng,
+                world,
+                goal,
+                settings.forward_step,
+                settings.turn_angle,
+                settings.door_shares,
+                math.radians(settings.start_turn),
+            )
             if route is not None:
                 found += 1
                 used[goal.piece.name] = used.get(goal.piece.name, 0) + 1

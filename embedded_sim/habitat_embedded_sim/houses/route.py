@@ -81,8 +81,12 @@ def draw_route(
     forward_step: float,
     turn_angle: float,
     door_shares: Sequence[float] = DOOR_SHARES,
+    start_turn: float = math.pi,
 ) -> Route | None:
-    """One try to draw a route to the goal; None when it would not make a good episode."""
+    """One try to draw a route to the goal; None when it would not make a good episode.
+
+    `start_turn` is the largest angle (radians) between the heading at the start and the first leg.
+    """
     doors = int(rng.choice(len(door_shares), p=np.array(door_shares) / sum(door_shares)))
     start = _draw_start(rng, world, goal, doors)
     if start is None:
@@ -92,7 +96,7 @@ def draw_route(
         return None
     points = np.round(points.astype(np.float64), 3)
     first = points[1] - points[0]
-    heading = math.atan2(-first[0], -first[2]) + _draw_turn(rng)
+    heading = math.atan2(-first[0], -first[2]) + _draw_turn(rng, start_turn)
     heading = round(math.atan2(math.sin(heading), math.cos(heading)), 6)
     steps = walk(world.grid, points, heading, forward_step, turn_angle)
     if steps is None or not _sees_goal(world, steps, goal):
@@ -107,9 +111,9 @@ def draw_route(
     return Route(points, heading, geodesic, goal.piece, steps, crossings, passings)
 
 
-def _draw_turn(rng: np.random.Generator) -> float:
-    """How far the start heading is off the first leg: mostly the way lies ahead, else anywhere (radians)."""
-    spread = math.radians(40) if rng.random() < 0.5 else math.pi
+def _draw_turn(rng: np.random.Generator, most: float) -> float:
+    """How far the start heading is off the first leg: half of the time the way lies ahead (radians)."""
+    spread = min(math.radians(40), most) if rng.random() < 0.5 else most
     return float(rng.uniform(-spread, spread))
 
 

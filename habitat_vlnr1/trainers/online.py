@@ -1,0 +1,177 @@
+"""GRPO with rewards from rolled-out episodes, beyond the paper: the group is G walks of one episode.
+
+The recorded actions are one of several right ways; what counts in the end is where a walk ends. Here an answer is
+followed by the actions that it says, in Habitat's VectorEnv, until STOP or the step limit, and what the walk earned
+(progress, success, nDTW) is the reward of all its answers. GRPO's equations stay as they are: the advantage is the
+walk's, normalised over the group. Of each walk `turns` answers, drawn at random, are trained on: an unbiased sample of
+the policy gradient, and a batch of fixed size as TRL wants it.
+
+It costs a walk per `turns` rows (some ten steps of the simulator and two to four answers), where recorded actions cost
+nothing: see docs/reinforcement.md for figures.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
+from habitat_baselines.utils.common import batch_obs
+from trl.models.utils import unwrap_model_for_generation
+
+from habitat_vlnr1.actions import Action
+from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
+from habitat_vlnr1.policy import prompt_of
+from habitat_vlnr1.trainers.grpo import GroupTrainer
+
+Key = tuple[str, str]  # scene_id, episode_id
+MEASURES = ("success", "spl", "ndtw", "distance_to_goal")
+
+
+@dataclass
+class Walk:
+    """One rolled-out episode: what was asked and answered, and the measures at its end."""
+
+    key: Key
+    seed: tuple[int, ...]
+    turns: list[tuple[Prompt, Answer]] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
+    plan: deque[int] = field(default_factory=deque)
+
+
+class Walkers:
+    """Walks episodes in a VectorEnv with what a decoder answers.
+
+    Args:
+        envs: its environments have the method `keep_episodes` and the measures of `MEASURES`.
+        transforms: observation transforms, the memory among them.
+        execute_horizon: actions of an answer that are executed before the next question.
+    """
+
+    def __init__(self, envs: Any, transforms: Sequence[Any], execute_horizon: int):
+        self.envs = envs
+        self.transforms = transforms
+        self.execute_horizon = execute_horizon
+        self.home: dict[Key, int] = {}
+        for index in range(envs.num_envs):
+            for key in envs.call_at(index, "episode_keys"):
+                self.home[tuple(key)] = index
+
+    def walk(self, walks: Sequence[Walk], decoder: ActionDecoder) -> None:
+        """Walk all of them to their ends, each in the environment that has its episode."""
+        queues: dict[int, deque[Walk]] = {}
+        for walk in sorted(walks, key=lambda walk: walk.key):  # the same scene again and again
+            queues.setdefault(self.home[walk.key], deque()).append(walk)
+        seen = {index: self._begin(index, queue[0]) for index, queue in queues.items()}
+        while queues:
+            self._answer([queue[0] for queue in queues.values()], [seen[index] for index in queues], decoder)
+            for index, queue in queues.items():
+                self.envs.async_step_at(index, queue[0].plan.popleft())
+            for index in list(queues):
+                seen[index], _, done, info = self.envs.wait_step_at(index)
+                if done:
+                    finished = queues[index].popleft()
+                    finished.measures = {name: float(info[name]) for name in MEASURES}
+                    if not queues[index]:
+                        del queues[index]
+                    elif queues[index][0].key != finished.key:
+                        seen[index] = self._begin(index, queues[index][0])
+                    # else the environment has started the same episode again by itself
+
+    def _begin(self, index: int, walk: Walk) -> dict[str, np.ndarray]:
+        self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
+        return self.envs.reset_at(index)[0]
+
+    def _answer(self, walks: Sequence[Walk], observations: Sequence[Any], decoder: ActionDecoder) -> None:
+        """Look (the memory must see every step), and ask for those walks that have no action left."""
+        batch = apply_obs_transforms_batch(batch_obs(list(observations)), self.transforms)
+        asked = [row for row, walk in enumerate(walks) if not walk.plan]
+        prompts = [prompt_of(batch, row) for row in asked]
+        seeds = [(*walks[row].seed, len(walks[row].turns)) for row in asked]
+        for row, prompt, answer in zip(asked, prompts, decoder.decode(prompts, seeds=seeds), strict=True):
+            walks[row].turns.append((prompt, answer))
+            walks[row].plan.extend(int(action) for action in answer.actions[: self.execute_horizon])
+            if Action.STOP in walks[row].plan:  # nothing comes after it
+                while walks[row].plan[-1] != Action.STOP:
+                    walks[row].plan.pop()
+
+
+class OnlineTrainer(GroupTrainer):
+    """GRPO whose answers are tried out.
+
+    Its dataset has the columns `prompt` (the instruction), `scene_id`, `episode_id` and `start_distance` (geodesic,
+    metres). Reward functions get the walk's measures as columns: `success`, `spl`, `ndtw`, `distance_to_goal`.
+
+    Args:
+        walkers: walk.
+        turns: rows of one walk; `num_generations` rows are `num_generations / turns` walks.
+        rest: those of `GroupTrainer`.
+    """
+
+    def __init__(self, *args: Any, walkers: Walkers, turns: int, **rest: Any):
+        super().__init__(*args, records=None, **rest)
+        if self.num_generations % turns or self.num_generations // turns < 2:
+            raise ValueError(
+                f"vlnr1.rft.num_generations is {self.num_generations}, vlnr1.rft.online.turns {turns}: a group needs "
+                "at least two walks of equally many turns"
+            )
+        self.walkers = walkers
+        self.turns = turns
+        self._asked: list[Prompt] = []
+        self._inputs: list[dict[str, Any]] = []
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._inputs = [{**row, "record": number} for number, row in enumerate(inputs)]
+        return super()._generate_and_score_completions(self._inputs)
+
+    def roll_out(self) -> dict[str, Any]:
+        """One walk for every `turns` rows of a group; the rows are answers drawn from it."""
+        walks = [self._walk(number) for number in range(0, len(self._inputs), self.turns)]
+        self.decoder.forget()
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ):
+            self.walkers.walk(walks, self.decoder)
+        drawn = [(walk, turn) for walk in walks for turn in self._draw(walk)]
+        self._asked = [prompt for _, (prompt, _) in drawn]
+        answers = [answer for _, (_, answer) in drawn]
+        output = self._output([self._query(number).ids.tolist() for number in range(len(drawn))], answers)
+        for name in MEASURES:
+            output[name] = [walk.measures[name] for walk, _ in drawn]
+            self._log_metric(f"walks/{name}", float(np.mean([walk.measures[name] for walk in walks])))
+        self._log_metric("walks/answers", float(np.mean([len(walk.turns) for walk in walks])))
+        return output
+
+    def _walk(self, number: int) -> Walk:
+        row = self._inputs[number]
+        place = (self.accelerator.process_index * len(self._inputs) + number) % self.num_generations
+        seed = (self.args.seed, self.state.global_step, int(row["episode_id"], 36) % 2**31, place)
+        return Walk((row["scene_id"], row["episode_id"]), seed)
+
+    def _draw(self, walk: Walk) -> list[tuple[Prompt, Answer]]:
+        """`turns` of the walk's answers, without repetition where there are as many."""
+        chance = np.random.default_rng(walk.seed)
+        count = len(walk.turns)
+        return [walk.turns[i] for i in chance.choice(count, self.turns, replace=count < self.turns)]
+
+    def _query(self, number: int) -> Any:
+        prompt = self._asked[number]
+        return self.encoder.query(prompt.instruction, prompt.frames, prompt.keys)
+
+
+def first_distances(episodes: Sequence[Any]) -> list[float]:
+    """Geodesic start-to-goal distance of each episode in metres, as the dataset gives it.
+
+    Raises:
+        ValueError: an episode has none.
+    """
+    without = [episode.episode_id for episode in episodes if not (episode.info or {}).get("geodesic_distance")]
+    if without:
+        raise ValueError(
+            f"{len(without)} episodes have no info.geodesic_distance (first: {without[0]}), which the reward "
+            "`progress` divides by: choose another task or split"
+        )
+    return [float(episode.info["geodesic_distance"]) for episode in episodes]
