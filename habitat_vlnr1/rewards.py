@@ -100,11 +100,16 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
     "uniform": uniform,
     "linear": linear,
     "hard": hard,
+}
+"""Of recorded actions."""
+
+WALK_REWARDS: dict[str, Callable[..., list[float]]] = {
     "progress": progress,
     "success": success,
     "spl": spl,
     "ndtw": ndtw,
 }
+"""Of rolled-out walks."""
 
 
 def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
@@ -113,14 +118,15 @@ def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
     Raises:
         ValueError: no such reward, or it has no such parameter.
     """
-    reward = REWARDS.get(name)
+    known_here = {**REWARDS, **WALK_REWARDS}
+    reward = known_here.get(name)
     if reward is None:
         module, _, function = name.rpartition(".")
         try:
             reward = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"unknown reward {name!r} ({error}); choose one of {', '.join(REWARDS)}, or an import path"
+                f"unknown reward {name!r} ({error}); choose one of {', '.join(known_here)}, or an import path"
             ) from None
     known = inspect.signature(reward).parameters
     unknown = sorted(set(params) - set(known))

@@ -29,7 +29,7 @@ STAGES = {
         "vlnr1.rft.logging_steps=1",
         "vlnr1.rft.learning_rate=1e-3",
         "vlnr1.rft.num_generations=4",
-        "vlnr1.rft.records.embedded=8",
+        "vlnr1.data.rft_records.embedded=8",
         "vlnr1.rft.held_out.records=2",
     ],
 }

@@ -218,14 +218,14 @@ def zero(completions, **columns):
 
 
 def test_records_are_drawn_per_source(configured):
-    config = configured("+vlnr1.rft.records.other=3", "vlnr1.rft.records.embedded=5")
+    config = configured("+vlnr1.data.rft_records.other=3", "vlnr1.data.rft_records.embedded=5")
     records = open_records(config, [("embedded", "train"), ("other", "train")])
     assert records.spans() == [range(13), range(13, 26)]
     assert records[13].frames[0].parts[1] == "other" and records[12].frames[0].parts[1] == "embedded"
-    drawn = draw_records(records, list(config.vlnr1.rft.records.items()), seed=3)
+    drawn = draw_records(records, list(config.vlnr1.data.rft_records.items()), seed=3)
     assert [len(set(part)) for part in drawn] == [5, 3]
     assert all(number in span for part, span in zip(drawn, records.spans(), strict=True) for number in part)
-    assert drawn == draw_records(records, list(config.vlnr1.rft.records.items()), seed=3)
+    assert drawn == draw_records(records, list(config.vlnr1.data.rft_records.items()), seed=3)
     assert [len(part) for part in draw_records(records, [("embedded", -1), ("other", 1)], seed=3)] == [13, 1]
     with pytest.raises(RecordError, match="asks for 14 records of other, but there are 13"):
         draw_records(records, [("embedded", 1), ("other", 14)], seed=0)
@@ -269,4 +269,4 @@ def test_the_configs_differ_from_trls_defaults_only_where_the_paper_says(configu
     arguments = rft_arguments(configured())
     wanted = {"loss_type": "grpo", "scale_rewards": "group", "epsilon": 0.2, "use_bias_correction_kl": False}
     assert {name: getattr(arguments, name) for name in wanted} == wanted
-    assert OmegaConf.to_container(configured().vlnr1.rft.records) == {"embedded": 4000}
+    assert OmegaConf.to_container(configured().vlnr1.data.rft_records) == {"embedded": 4000}

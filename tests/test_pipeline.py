@@ -32,7 +32,7 @@ SMALL = [
 ]
 SMALL_RFT = [
     *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
-    "vlnr1.rft.records.embedded=12",
+    "vlnr1.data.rft_records.embedded=12",
     "vlnr1.rft.held_out.records=2",
     "vlnr1.rft.max_steps=4",
     "vlnr1.rft.save_steps=2",
@@ -197,6 +197,26 @@ def test_both_stages_are_evaluated_side_by_side(run, home, capsys):
     for policy in ("random", "vlnr1_sft", "vlnr1_rft"):
         folder = home / "data/vlnr1/quickstart/rft/results" / policy / "val_unseen"
         assert json.loads((folder / "summary.json").read_text())["policy"] == policy and f"| {policy} " in table
+
+
+@pytest.mark.slow
+def test_online_rft_walks_and_is_rewarded_for_where_it_ends(run, home):
+    start = home / "data/vlnr1/quickstart/checkpoints/checkpoint-4"
+    only_recorded = ("held_out", "eval_steps", "num_generations", "per_device")
+    settings = [setting for setting in SMALL_RFT if not any(word in setting for word in only_recorded)]
+    small = ["vlnr1.rft.num_generations=4", "vlnr1.rft.per_device_train_batch_size=8", "vlnr1.rft.online.turns=2"]
+    config = get_config(
+        "vlnr1_rft.yaml",
+        ["vlnr1/rft=online", *settings, *small, f"vlnr1.rft.start={start}", "vlnr1.run_dir=online"],
+        CONFIGS,
+    )
+    baseline_registry.get_trainer("vlnr1_rft")(config).train()
+    state = json.loads((home / "online/rft/checkpoints/checkpoint-4/trainer_state.json").read_text())
+    steps = [row for row in state["log_history"] if "walks/answers" in row]
+    assert len(steps) == 4 and all(row["walks/answers"] >= 1 for row in steps)
+    for row in steps:  # two walks of two rows make a group, so a walk's reward counts twice
+        assert row["rewards/success/mean"] == pytest.approx(row["walks/success"])
+        assert row["reward"] == pytest.approx(row["rewards/progress/mean"] + row["rewards/success/mean"])
 
 
 @pytest.mark.slow

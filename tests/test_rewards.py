@@ -4,7 +4,18 @@ import pytest
 
 from habitat_vlnr1 import rewards
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.rewards import REWARDS, hard, linear, time_decayed, uniform
+from habitat_vlnr1.rewards import (
+    REWARDS,
+    hard,
+    linear,
+    make_reward,
+    ndtw,
+    progress,
+    spl,
+    success,
+    time_decayed,
+    uniform,
+)
 
 SPACE = ActionSpace()
 RIGHT = SPACE.format([1, 2, 3])
@@ -49,3 +60,18 @@ def test_row_count_must_match():
 
 def test_docstring_example():
     assert doctest.testmod(rewards).failed == 0
+
+
+def test_rewards_of_walks():
+    columns = {"distance_to_goal": [0.0, 5.0, 12.0, 30.0], "start_distance": [10.0] * 4, "success": [1.0, 0, 0, 0]}
+    assert progress([""] * 4, **columns) == pytest.approx([1.0, 0.5, -0.2, -1.0])
+    assert success([""] * 4, **columns) == [1, 0, 0, 0]
+    assert spl([""], spl=[0.7]) == [0.7] and ndtw([""], ndtw=[0.3]) == [0.3]
+
+
+def test_a_reward_is_found_by_name_or_import_path_and_its_parameters_are_bound():
+    assert make_reward("time_decayed", gamma=0.5)([RIGHT], actions=[RECORDED]) == [1.75]
+    assert make_reward("habitat_vlnr1.rewards.uniform")([RIGHT], actions=[RECORDED]) == [3]
+    for name in ("praise", "habitat_vlnr1.rewards.praise", "no_such_package.reward"):
+        with pytest.raises(ValueError, match=f"unknown reward '{name}'.*time_decayed"):
+            make_reward(name)

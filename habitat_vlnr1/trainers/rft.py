@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run register
 
 @baseline_registry.register_trainer(name="vlnr1_rft")
 class RFTTrainer(VLNR1Trainer):
-    """Trains `vlnr1.rft.start` on `vlnr1.rft.records` into Habitat's checkpoint folder, then evaluates."""
+    """Trains `vlnr1.rft.start` on `vlnr1.data.rft_records` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
         from habitat_vlnr1.trainers.fitting import join_processes
@@ -57,14 +57,14 @@ class RFTTrainer(VLNR1Trainer):
 
         config, rft = self.config, self.config.vlnr1.rft
         own = config.vlnr1.data.source
-        folders = [*((source, "train") for source in rft.records), (own, rft.held_out.split)]
+        folders = [*((source, "train") for source in config.vlnr1.data.rft_records), (own, rft.held_out.split)]
         for source, split in folders:
             if state.is_main_process and source == own and not is_exported(config, split):
                 export_split(self, config, split)
         state.wait_for_everyone()
         records = open_records(config, folders)
         *train, held_out = draw_records(
-            records, [*rft.records.items(), (own, rft.held_out.records)], config.habitat.seed
+            records, [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)], config.habitat.seed
         )
         return Recorded(records, [number for part in train for number in part], held_out)
 

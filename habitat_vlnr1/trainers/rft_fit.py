@@ -21,7 +21,7 @@ from habitat_vlnr1.trainers.fitting import CardCallback, arguments, is_finished,
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
 from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
 
-OURS = ("start", "records", "held_out", "rewards", "rollout", "train_forced", "online", "evaluate")
+OURS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "evaluate")
 ROLLOUTS = ("grammar", "trl")
 
 
@@ -92,8 +92,8 @@ def draw_records(records: Records, wanted: Sequence[tuple[str, int]], seed: int)
     for (source, count), span in zip(wanted, records.spans(), strict=True):
         if count > len(span):
             raise RecordError(
-                f"vlnr1.rft asks for {count} records of {source}, but there are {len(span)}: ask for fewer, or "
-                "export more"
+                f"vlnr1.data.rft_records asks for {count} records of {source}, but there are {len(span)}: "
+                "ask for fewer, or export more"
             )
         drawn.append(chance.choice(span, len(span) if count < 0 else count, replace=False).tolist())
     return drawn
