@@ -138,6 +138,31 @@ def test_evaluation_writes_what_others_rely_on(run, home, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "rft"])
+def test_lora_trains_resumes_and_evaluates(run, home, stage):
+    """An adapter's checkpoints hold the adapter alone; a resumed run ends with an unbroken one's."""
+    start = home / "data/vlnr1/quickstart/checkpoints/checkpoint-4"
+    settings = [
+        f"vlnr1.model.path={start}" if stage == "sft" else f"vlnr1.rft.start={start}",
+        "vlnr1.model.lora={r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}",
+        f"vlnr1.run_dir=lora_{stage}",
+        "habitat_baselines.test_episode_count=1",
+        f"vlnr1.{stage}.learning_rate=1e-2",
+    ]
+    checkpoints = home / f"lora_{stage}" / ("checkpoints" if stage == "sft" else "rft/checkpoints")
+    run(f"vlnr1_{stage}", *settings)
+    unbroken = load_file(checkpoints / "checkpoint-4/adapter_model.safetensors")
+    assert not (checkpoints / "checkpoint-4/model.safetensors").exists()
+    assert any(weight.abs().sum() > 0 for name, weight in unbroken.items() if "lora_B" in name)
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    run(f"vlnr1_{stage}", *settings)
+    resumed = load_file(checkpoints / "checkpoint-4/adapter_model.safetensors")
+    for name, weight in unbroken.items():
+        torch.testing.assert_close(resumed[name], weight, msg=name)
+    run(f"vlnr1_{stage}", *settings, evaluate=True)
+
+
+@pytest.mark.slow
 def test_rft_starts_from_sft_and_leaves_a_checkpoint_and_curves(run, home, capsys):
     run("vlnr1_rft")
     rft = home / "data/vlnr1/quickstart/rft"
