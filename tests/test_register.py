@@ -39,7 +39,7 @@ def test_the_plugin_appends_both_roots():
     assert all(root.is_dir() for root in config_roots())
 
 
-@pytest.mark.parametrize("task", ["embedded", "r2r", "r2r_test"])
+@pytest.mark.parametrize("task", ["embedded", "embedded_rustic", "r2r", "r2r_test"])
 @pytest.mark.parametrize("protocol", ["embedded", "r2r"])
 def test_every_task_composes_with_every_protocol(task, protocol):
     config = get_config("sim_test.yaml", [f"vlnr1/task={task}", f"vlnr1/protocol={protocol}"], CONFIGS)

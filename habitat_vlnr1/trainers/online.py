@@ -23,6 +23,7 @@ from habitat_baselines.utils.common import batch_obs
 from trl.models.utils import unwrap_model_for_generation
 
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.baselines import EXPERT
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.policy import prompt_of
 from habitat_vlnr1.trainers.grpo import GroupTrainer
@@ -59,6 +60,8 @@ class Walkers:
         for index in range(envs.num_envs):
             for key in envs.call_at(index, "episode_keys"):
                 self.home[tuple(key)] = index
+            if EXPERT in envs.observation_spaces[index].spaces:  # it plans at every step, and nobody asks it
+                envs.call_at(index, "silence", {"uuid": EXPERT, "silent": True})
 
     def walk(self, walks: Sequence[Walk], decoder: ActionDecoder) -> None:
         """Walk all of them to their ends, each in the environment that has its episode."""

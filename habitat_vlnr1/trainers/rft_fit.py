@@ -69,7 +69,9 @@ def rewards(config: DictConfig) -> list[Callable[..., list[float]]]:
 def check_start(config: DictConfig) -> str:
     """The checkpoint that training starts from, after checking that it was trained to be asked as configured."""
     start = checkpoint.resolve(config.vlnr1.rft.start)
-    if not checkpoint.is_checkpoint(start):
+    # A run's folder that is not there must not be taken for the hub id that it may look like.
+    missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
+    if missing_run or not checkpoint.is_checkpoint(start):
         raise FileNotFoundError(
             f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft` first, or "
             "name one with vlnr1.rft.start=<folder or hub id>"

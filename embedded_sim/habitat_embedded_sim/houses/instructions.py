@@ -102,6 +102,7 @@ PHRASES = {
         then=("next ", "after that ", "", ""),
     ),
 }
+PHRASES["plain_rustic"] = PHRASES["plain"]
 
 
 def write_instruction(rng: np.random.Generator, plan: Plan, route: Route, turn_angle: float) -> tuple[str, int]:

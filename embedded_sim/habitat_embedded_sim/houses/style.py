@@ -151,7 +151,15 @@ PLAIN = replace(
     kinds=_PLAIN_KINDS,
 )
 
-STYLES: dict[str, Style] = {style.name: style for style in (PLAIN, MODERN, RUSTIC)}
+# Told in the same words as `plain`, with the same kinds of furniture; walls, floors, frames and shades are rustic.
+PLAIN_RUSTIC = replace(
+    RUSTIC,
+    name="plain_rustic",
+    item_colours=_only(RUSTIC.item_colours, "red", "yellow", "green", "blue", "purple", "pink"),
+    kinds=_PLAIN_KINDS,
+)
+
+STYLES: dict[str, Style] = {style.name: style for style in (PLAIN, PLAIN_RUSTIC, MODERN, RUSTIC)}
 
 
 def get_style(name: str) -> Style:
