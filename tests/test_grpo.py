@@ -17,7 +17,7 @@ from habitat_vlnr1.lvlm.inputs import IGNORED
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError
 from habitat_vlnr1.rewards import make_reward
-from habitat_vlnr1.trainers.fitting import open_records
+from habitat_vlnr1.trainers.fitting import keep_some, open_records
 from habitat_vlnr1.trainers.rft_fit import (
     Recorded,
     check_start,
@@ -222,13 +222,21 @@ def test_records_are_drawn_per_source(configured):
     records = open_records(config, [("embedded", "train"), ("other", "train")])
     assert records.spans() == [range(13), range(13, 26)]
     assert records[13].frames[0].parts[1] == "other" and records[12].frames[0].parts[1] == "embedded"
-    drawn = draw_records(records, list(config.vlnr1.data.rft_records.items()), seed=3)
+    drawn = draw_records(records, list(config.vlnr1.data.rft_records.items()), 1.0, seed=3)
     assert [len(set(part)) for part in drawn] == [5, 3]
     assert all(number in span for part, span in zip(drawn, records.spans(), strict=True) for number in part)
-    assert drawn == draw_records(records, list(config.vlnr1.data.rft_records.items()), seed=3)
-    assert [len(part) for part in draw_records(records, [("embedded", -1), ("other", 1)], seed=3)] == [13, 1]
-    with pytest.raises(RecordError, match="asks for 14 records of other, but there are 13"):
-        draw_records(records, [("embedded", 1), ("other", 14)], seed=0)
+    assert drawn == draw_records(records, list(config.vlnr1.data.rft_records.items()), 1.0, seed=3)
+    assert [len(part) for part in draw_records(records, [("embedded", -1), ("other", 1)], 1.0, seed=3)] == [13, 1]
+    with pytest.raises(RecordError, match="14 records of other are asked for, but there are 13"):
+        draw_records(records, [("embedded", 1), ("other", 14)], 1.0, seed=0)
+
+
+def test_straight_records_can_be_thinned_out():
+    episode = Episode("1", "s", "go", (*[1] * 8, 0))
+    keep = keep_some(3, 0.0, seed=0)
+    assert [step for step in range(9) if keep(episode, step)] == [6, 7, 8]
+    keep = keep_some(3, 0.5, seed=0)
+    assert 350 < sum(keep(episode, 2) for _ in range(800)) < 450
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState, TrainingArguments
 
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.policy import action_space, asked_with
-from habitat_vlnr1.records import Records, VLNEgo
+from habitat_vlnr1.records import Episode, Records, VLNEgo
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -29,6 +31,26 @@ def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Reco
         ego.check_frames()
     memory = make_memory(**config.vlnr1.memory)
     return Records(egos, memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
+
+
+def keep_some(num_actions: int, keep_straight: float, seed: int) -> Callable[[Episode, int], bool]:
+    """Which steps of an episode are trained on (for `Records.rows`).
+
+    An expert mostly walks straight on, and turns and stops decide; VLN-CE weights the loss to the same end
+    (inflection weighting). In GRPO it matters as much: rewarded for what is recorded, a model that is in doubt learns
+    to go on, and misses its stop.
+
+    Args:
+        keep_straight: share of the records with a whole answer of FORWARD that is kept, drawn at random.
+        seed: of that draw.
+    """
+    chance = np.random.default_rng(seed)
+
+    def keep(episode: Episode, step: int) -> bool:
+        future = episode.actions[step : step + num_actions]
+        return set(future) != {Action.FORWARD} or chance.random() < keep_straight
+
+    return keep
 
 
 def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:

@@ -63,9 +63,8 @@ class RFTTrainer(VLNR1Trainer):
                 export_split(self, config, split)
         state.wait_for_everyone()
         records = open_records(config, folders)
-        *train, held_out = draw_records(
-            records, [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)], config.habitat.seed
-        )
+        wanted = [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)]
+        *train, held_out = draw_records(records, wanted, rft.keep_straight, config.habitat.seed)
         return Recorded(records, [number for part in train for number in part], held_out)
 
     def _online(self) -> Online:

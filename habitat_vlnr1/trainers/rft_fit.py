@@ -17,11 +17,19 @@ from habitat_vlnr1.policy import action_space, asked_with, prompt_encoder
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import RecordError, Records
 from habitat_vlnr1.rewards import make_reward
-from habitat_vlnr1.trainers.fitting import CardCallback, arguments, is_finished, load_for_training, lora, model_card
+from habitat_vlnr1.trainers.fitting import (
+    CardCallback,
+    arguments,
+    is_finished,
+    keep_some,
+    load_for_training,
+    lora,
+    model_card,
+)
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
 from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
 
-OURS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "evaluate")
+OURS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate")
 ROLLOUTS = ("grammar", "trl")
 
 
@@ -83,21 +91,25 @@ def check_start(config: DictConfig) -> str:
     return start
 
 
-def draw_records(records: Records, wanted: Sequence[tuple[str, int]], seed: int) -> list[list[int]]:
+def draw_records(
+    records: Records, wanted: Sequence[tuple[str, int]], keep_straight: float, seed: int
+) -> list[list[int]]:
     """Numbers of records drawn at random without repetition: of each source as many as (name, count) says (-1: all).
 
     Raises:
         RecordError: a source has fewer.
     """
     chance = np.random.default_rng(seed)
+    kept = np.concatenate(records.rows(1, keep_some(records.num_actions, keep_straight, seed)))
     drawn = []
     for (source, count), span in zip(wanted, records.spans(), strict=True):
-        if count > len(span):
+        own = kept[(kept >= span.start) & (kept < span.stop)]
+        if count > len(own):
             raise RecordError(
-                f"vlnr1.data.rft_records asks for {count} records of {source}, but there are {len(span)}: "
-                "ask for fewer, or export more"
+                f"{count} records of {source} are asked for, but there are {len(own)}: lower vlnr1.data.rft_records "
+                "or vlnr1.rft.held_out.records, or export more"
             )
-        drawn.append(chance.choice(span, len(span) if count < 0 else count, replace=False).tolist())
+        drawn.append(chance.choice(own, len(own) if count < 0 else count, replace=False).tolist())
     return drawn
 
 

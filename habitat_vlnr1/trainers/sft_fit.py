@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import trl
 from datasets import Dataset
 from omegaconf import DictConfig
 
-from habitat_vlnr1.actions import Action
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.policy import action_space, prompt_encoder
-from habitat_vlnr1.records import Episode, Records
+from habitat_vlnr1.records import Records
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     arguments,
     is_finished,
+    keep_some,
     load_for_training,
     lora,
     model_card,
@@ -98,18 +97,10 @@ def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float
 
     Args:
         steps_per_row: the most steps of an episode that go through the model behind one instruction.
-        keep_straight: share of the records with a whole answer of FORWARD that is trained on, drawn at random. An
-            expert mostly walks straight on, and turns decide; VLN-CE weights the loss to the same end (inflection
-            weighting).
+        keep_straight: see `keep_some`.
         seed: of that draw.
     """
-    chance = np.random.default_rng(seed)
-
-    def keep(episode: Episode, step: int) -> bool:
-        future = episode.actions[step : step + records.num_actions]
-        return set(future) != {Action.FORWARD} or chance.random() < keep_straight
-
-    rows = records.rows(steps_per_row, keep)
+    rows = records.rows(steps_per_row, keep_some(records.num_actions, keep_straight, seed))
     longest = max(len(episode.actions) for episode in records.episodes)
     frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
     places = [[records.locate(index) for index in row] for row in rows]
