@@ -14,6 +14,7 @@ from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "sim_configs")
+TRAINER_CONFIGS = os.path.join(os.path.dirname(__file__), "..", "configs", "trainer")
 MEASURES = ["OracleSuccess", "OracleNavigationError", "PathLength", "StepsTaken", "NDTW", "SDTW"]
 SENSORS = ["VLNR1InstructionSensor", "VLNR1ClockSensor", "VLNR1ExpertSensor", "VLNR1DescriptionSensor"]
 
@@ -65,3 +66,22 @@ def test_extra_sensors_are_added_by_config():
     assert list(config.habitat.gym.obs_keys)[-2:] == ["vlnr1_expert", "vlnr1_description"]
     assert config.habitat.task.lab_sensors.vlnr1_expert.type == "VLNR1ExpertSensor"
     assert config.habitat.task.lab_sensors.vlnr1_description == config.vlnr1.extra_sensors.vlnr1_description
+
+
+@pytest.mark.parametrize("setup", ["r2r_rxr", "r2r", "cross_domain"])
+@pytest.mark.parametrize("model", ["qwen2_vl_2b", "qwen2_vl_7b"])
+@pytest.mark.parametrize(("stage", "learning_rate"), [("sft", 5e-6), ("rft", 1e-6)])
+def test_the_papers_presets_compose(setup, model, stage, learning_rate):
+    groups = [f"vlnr1/setup={setup}", f"vlnr1/model={model}", f"vlnr1/{stage}=paper", "vlnr1/deepspeed=zero3"]
+    world = ["vlnr1/task=r2r", "vlnr1/protocol=r2r", "vlnr1/memory=long_short"]
+    config = get_config(f"vlnr1_{stage}.yaml", [*world, *groups], TRAINER_CONFIGS)
+    assert config.vlnr1[stage].learning_rate == learning_rate
+    assert config.vlnr1[stage].deepspeed.zero_optimization.stage == 3
+    assert config.vlnr1.data.sources == (["r2r", "rxr"] if setup == "r2r_rxr" else ["r2r"])
+    wanted = {"r2r_rxr": ["r2r", "rxr"], "r2r": ["r2r"], "cross_domain": ["rxr"]}[setup]
+    assert config.vlnr1.data.rft_records == dict.fromkeys(wanted, 10000)
+    if stage == "sft":
+        batch = config.vlnr1.sft.per_device_train_batch_size * config.vlnr1.sft.gradient_accumulation_steps * 8
+        assert batch == 64
+    else:
+        assert (config.vlnr1.rft.beta, config.vlnr1.rft.num_generations) == (0.04, 8)
