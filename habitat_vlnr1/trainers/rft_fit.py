@@ -211,7 +211,8 @@ def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
     reward, kl, accuracy = figure.subplots(1, 3)
     for axes, key, label in ((reward, "reward", "training"), (reward, "eval_reward", "held out"), (kl, "kl", "KL")):
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-        axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
     number = 1
     while any(f"eval_answers/accuracy_{number}" in row for row in history):
         key = f"eval_answers/accuracy_{number}"
@@ -220,6 +221,7 @@ def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
         number += 1
     for axes, title in ((reward, "reward"), (kl, "KL to the reference"), (accuracy, "held-out accuracy")):
         axes.set(title=title, xlabel="step")
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
