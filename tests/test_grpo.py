@@ -202,6 +202,16 @@ def test_rollouts_depend_on_seed_step_and_rows_alone(configured):
     assert answers[0] != answers[2] and answers[0] != answers[3]
 
 
+def test_the_likeliest_answers_are_rewarded_apart(configured):
+    trainer = trainer_of(configured())
+    trainer.model.eval()
+    trainer._generate_and_score_completions(rows(trainer))
+    likeliest = trainer.decoder.decode([trainer._prompt(number) for number in (2, 9)], greedy=True)
+    recorded = [trainer.records[number].answer for number in (2, 9)]
+    wanted = make_reward("time_decayed", gamma=GAMMA)([answer.text for answer in likeliest], actions=recorded)
+    assert trainer._metrics["eval"]["greedy_reward"] == [pytest.approx(sum(wanted) / 2)]
+
+
 def test_rewards_are_combined_by_weight(configured):
     config = configured(
         "vlnr1.rft.rewards=[{name: uniform, weight: 0.5}, {name: hard, weight: 2},{name: test_grpo.zero, weight: 1}]"

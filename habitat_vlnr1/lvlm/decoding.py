@@ -132,7 +132,14 @@ class ActionDecoder:
         self._features.clear()
 
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[Prompt], samples: int = 1, seeds: Sequence[Seed] | None = None) -> list[Answer]:
+    def decode(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int = 1,
+        seeds: Sequence[Seed] | None = None,
+        *,
+        greedy: bool = False,
+    ) -> list[Answer]:
         """One answer per prompt, or `samples` of each, those of one prompt side by side.
 
         The prompt is run once for all its samples.
@@ -140,6 +147,7 @@ class ActionDecoder:
         Args:
             seeds: one per answer, which alone decides what is drawn for it, whatever else is in the batch; without
                 them the decoder's own generator draws. For constrained answers.
+            greedy: take the likeliest letters, whatever the temperature. For constrained answers.
         """
         answers: list[Answer] = []
         for start in range(0, len(prompts), self.batch_size):
@@ -147,15 +155,17 @@ class ActionDecoder:
             queries = [self.encoder.query(prompt.instruction, prompt.frames, prompt.keys) for prompt in part]
             if self.constrained:
                 own = None if seeds is None else seeds[start * samples : (start + len(part)) * samples]
-                answers += self._constrained(queries, samples, own)
+                answers += self._constrained(queries, samples, own, greedy)
             else:
                 answers += self._free(queries, samples)
         return answers
 
-    def _constrained(self, queries: Sequence[Query], samples: int, seeds: Sequence[Seed] | None) -> list[Answer]:
+    def _constrained(
+        self, queries: Sequence[Query], samples: int, seeds: Sequence[Seed] | None, greedy: bool
+    ) -> list[Answer]:
         run = _Run(self.model, self.encoder, queries, self._features.of(queries), samples)
         rows = [_Row() for _ in range(len(queries) * samples)]
-        noise = self._noise(len(rows), seeds) if self.temperature else None
+        noise = self._noise(len(rows), seeds) if self.temperature and not greedy else None
         for step in range(self.num_actions):
             if all(self._stopped(row) for row in rows):
                 break

@@ -110,7 +110,19 @@ class GroupTrainer(RecordTrainer):
                 prompts = [self._prompt(record) for record, _ in part]
                 own = seeds[len(answers) : len(answers) + size * len(prompts)]
                 answers += self.decoder.decode(prompts, size, own)
+            if not self.model.training:
+                self._log_greedy([record for record, _ in groups])
         return self._output([self._query(record).ids.tolist() for record in self._rows], answers)
+
+    def _log_greedy(self, numbers: list[int]) -> None:
+        """Log what the likeliest answers earn: sampled ones earn more as soon as a model merely grows more certain."""
+        answers = self.decoder.decode([self._prompt(number) for number in numbers], greedy=True)
+        texts = [answer.text for answer in answers]
+        recorded = [list(map(int, self.records[number].answer)) for number in numbers]
+        parts = [reward(texts, actions=recorded) for reward in self.reward_funcs]
+        weights = self.reward_weights.tolist()
+        total = sum(weight * sum(part) for weight, part in zip(weights, parts, strict=True))
+        self._log_metric("greedy_reward", total / len(numbers))
 
     def _output(self, prompt_ids: list[list[int]], answers: Sequence[Answer]) -> dict[str, Any]:
         """Rollouts in TRL's form."""

@@ -209,7 +209,13 @@ def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     reward, kl, accuracy = figure.subplots(1, 3)
-    for axes, key, label in ((reward, "reward", "training"), (reward, "eval_reward", "held out"), (kl, "kl", "KL")):
+    lines = (
+        (reward, "reward", "training"),
+        (reward, "eval_reward", "held out"),
+        (reward, "eval_greedy_reward", "held out, likeliest answer"),
+        (kl, "kl", "KL"),
+    )
+    for axes, key, label in lines:
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
