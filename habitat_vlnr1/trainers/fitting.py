@@ -69,6 +69,13 @@ def join_processes(config: DictConfig) -> PartialState:
     return state
 
 
+def leave_processes(state: PartialState) -> None:
+    """End the common work; what follows (evaluation) is the main process's alone, and may take long."""
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
 def use_cores(config: DictConfig) -> None:
     """On a CPU, train with `vlnr1.model.cpu_threads` threads, or one per core."""
     if not torch.cuda.is_available():

@@ -28,7 +28,7 @@ class RFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.rft.start` on `vlnr1.data.rft_records` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
-        from habitat_vlnr1.trainers.fitting import join_processes
+        from habitat_vlnr1.trainers.fitting import join_processes, leave_processes
         from habitat_vlnr1.trainers.rft_fit import check_start, fit, rewards, rft_arguments
 
         # What the config gets wrong is said before any work.
@@ -47,6 +47,7 @@ class RFTTrainer(VLNR1Trainer):
                 fit(config, start, task)
             finally:
                 self.envs.close()
+        leave_processes(state)
         if state.is_main_process and config.vlnr1.rft.evaluate:
             self.eval()
 

@@ -23,7 +23,7 @@ class SFTTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         # TRL takes seconds to import, and every Habitat run registers this module.
-        from habitat_vlnr1.trainers.fitting import join_processes, open_records
+        from habitat_vlnr1.trainers.fitting import join_processes, leave_processes, open_records
         from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model
 
         # What the config gets wrong is said before any work.
@@ -40,5 +40,6 @@ class SFTTrainer(VLNR1Trainer):
             starting_model(self.config, records)
         state.wait_for_everyone()
         fit(self.config, starting_model(self.config, records), records)
+        leave_processes(state)
         if state.is_main_process and self.config.vlnr1.sft.evaluate:
             self.eval()
