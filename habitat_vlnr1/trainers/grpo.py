@@ -36,12 +36,12 @@ class RecordTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        if "actions" not in inputs[0]:
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        hits = [matches(text, row["actions"]) for text, row in zip(completions, inputs, strict=True)]
-        self._log_metric("answers/valid", sum(hit is not None for hit in hits) / len(hits))
-        for k in range(len(inputs[0]["actions"])):
-            self._log_metric(f"answers/accuracy_{k + 1}", sum(hit is not None and hit[k] for hit in hits) / len(hits))
+        if "actions" in inputs[0]:  # walks have none
+            hits = [matches(text, row["actions"]) for text, row in zip(completions, inputs, strict=True)]
+            self._log_metric("answers/valid", sum(hit is not None for hit in hits) / len(hits))
+            for k in range(len(inputs[0]["actions"])):
+                right = sum(hit is not None and hit[k] for hit in hits)
+                self._log_metric(f"answers/accuracy_{k + 1}", right / len(hits))
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _generate(self, prompts: list[Any]) -> Any:
@@ -101,18 +101,25 @@ class GroupTrainer(RecordTrainer):
         """Answers to the current rows, in TRL's form; equal rows side by side are a group."""
         groups = [(record, len(list(same))) for record, same in itertools.groupby(self._rows)]
         seeds = self._seeds()
-        self.decoder.forget()
         answers: list[Answer] = []
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ):
+        with self._decoding():
             for size, part in itertools.groupby(groups, key=lambda group: group[1]):
                 prompts = [self._prompt(record) for record, _ in part]
                 own = seeds[len(answers) : len(answers) + size * len(prompts)]
                 answers += self.decoder.decode(prompts, size, own)
             if not self.model.training:
                 self._log_greedy([record for record, _ in groups])
-        return self._output([self._query(record).ids.tolist() for record in self._rows], answers)
+        ids = {record: self._query(record).ids.tolist() for record, _ in groups}
+        return self._output([ids[record] for record in self._rows], answers)
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """The decoder may be asked: the weights are whole, and nothing is kept from earlier ones."""
+        self.decoder.forget()
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ):
+            yield
 
     def _log_greedy(self, numbers: list[int]) -> None:
         """Log what the likeliest answers earn: sampled ones earn more as soon as a model merely grows more certain."""
@@ -138,12 +145,15 @@ class GroupTrainer(RecordTrainer):
     def _seeds(self) -> list[tuple[int, ...]]:
         """What decides the draws of each row: run, step, record and place in the group.
 
-        Neither the number of processes nor an interruption changes them. A group may lie across processes.
+        Neither the number of processes nor an interruption changes them.
         """
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        first = self.accelerator.process_index * len(self._rows)
         run = (self.args.seed, self.state.global_step, int(self.model.training))
-        return [(*run, record, (first + i) % size) for i, record in enumerate(self._rows)]
+        return [(*run, record, self._place(i)) for i, record in enumerate(self._rows)]
+
+    def _place(self, number: int) -> int:
+        """Where in its group a row of this process stands; a group may lie across processes."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        return (self.accelerator.process_index * len(self._rows) + number) % size
 
     def _prompt(self, number: int) -> Prompt:
         record = self.records[number]
@@ -181,7 +191,8 @@ class GroupTrainer(RecordTrainer):
 
     def _score(self, model: Any, rows: Sequence[tuple[int, tuple[int, ...]]]) -> list[tuple[Tensor, Tensor]]:
         """Log-probability and entropy of every token of each answer."""
-        queries = [self._query(record) for record, _ in rows]
+        known = {record: self._query(record) for record in dict.fromkeys(record for record, _ in rows)}
+        queries = [known[record] for record, _ in rows]
         # Gradient checkpointing drops the keys and values that sharing needs; then the rows go through whole.
         groups = None if self.args.gradient_checkpointing else [record for record, _ in rows]
         batch = self.encoder.training_batch(queries, [answer for _, answer in rows], groups)

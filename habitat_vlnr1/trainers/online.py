@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.utils.common import batch_obs
-from trl.models.utils import unwrap_model_for_generation
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.baselines import EXPERT
@@ -133,10 +132,7 @@ class OnlineTrainer(GroupTrainer):
     def roll_out(self) -> dict[str, Any]:
         """One walk for every `turns` rows of a group; the rows are answers drawn from it."""
         walks = [self._walk(number) for number in range(0, len(self._inputs), self.turns)]
-        self.decoder.forget()
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ):
+        with self._decoding():
             self.walkers.walk(walks, self.decoder)
         drawn = [(walk, turn) for walk in walks for turn in self._draw(walk)]
         self._asked = [prompt for _, (prompt, _) in drawn]
@@ -150,8 +146,7 @@ class OnlineTrainer(GroupTrainer):
 
     def _walk(self, number: int) -> Walk:
         row = self._inputs[number]
-        place = (self.accelerator.process_index * len(self._inputs) + number) % self.num_generations
-        seed = (self.args.seed, self.state.global_step, int(row["episode_id"], 36) % 2**31, place)
+        seed = (self.args.seed, self.state.global_step, int(row["episode_id"], 36) % 2**31, self._place(number))
         return Walk((row["scene_id"], row["episode_id"]), seed)
 
     def _draw(self, walk: Walk) -> list[tuple[Prompt, Answer]]:

@@ -137,8 +137,9 @@ _PLAIN_KINDS = {
 }
 
 
-def _only(colours: dict[str, RGB], *names: str) -> dict[str, RGB]:
-    return {name: colours[name] for name in names}
+def _clear(colours: dict[str, RGB]) -> dict[str, RGB]:
+    """The six that few pixels tell apart."""
+    return {name: colours[name] for name in ("red", "yellow", "green", "blue", "purple", "pink")}
 
 
 # Modern houses with plain walls, few kinds of furniture of one clear colour each, told in few words: what a tiny model
@@ -146,7 +147,7 @@ def _only(colours: dict[str, RGB], *names: str) -> dict[str, RGB]:
 PLAIN = replace(
     MODERN,
     name="plain",
-    item_colours=_only(MODERN.item_colours, "red", "yellow", "green", "blue", "purple", "pink"),
+    item_colours=_clear(MODERN.item_colours),
     wall_textures=("plain",),
     kinds=_PLAIN_KINDS,
 )
@@ -155,7 +156,7 @@ PLAIN = replace(
 PLAIN_RUSTIC = replace(
     RUSTIC,
     name="plain_rustic",
-    item_colours=_only(RUSTIC.item_colours, "red", "yellow", "green", "blue", "purple", "pink"),
+    item_colours=_clear(RUSTIC.item_colours),
     kinds=_PLAIN_KINDS,
 )
 
