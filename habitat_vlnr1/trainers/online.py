@@ -12,6 +12,7 @@ nothing: see docs/reinforcement.md for figures.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ class OnlineTrainer(GroupTrainer):
 
     def _walk(self, number: int) -> Walk:
         row = self._inputs[number]
-        seed = (self.args.seed, self.state.global_step, int(row["episode_id"], 36) % 2**31, self._place(number))
+        seed = (self.args.seed, self.state.global_step, zlib.crc32(row["episode_id"].encode()), self._place(number))
         return Walk((row["scene_id"], row["episode_id"]), seed)
 
     def _draw(self, walk: Walk) -> list[tuple[Prompt, Answer]]:
