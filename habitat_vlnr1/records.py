@@ -5,6 +5,7 @@ A VLN-Ego folder holds episodes, not records::
     meta.json               what was exported: protocol, split, expert, format
     episodes*.jsonl         one line per episode (several files when the export was split over processes)
     frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step
+    frames_checked.json     that every frame was once found whole, and for which episode lines
 
 `actions[i]` is the action taken at frame i, and the last one is STOP, so there are as many frames as actions. A
 record is a *view*, made when it is read: at frame i the model sees what the memory chooses of v_0 … v_{i-1}, and v_i;
@@ -21,18 +22,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, next_actions
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
+CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for the processor
+SPOT_CHECKS = 200
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _JPEG_END = b"\xff\xd9"
 
@@ -145,10 +152,28 @@ class VLNEgo:
         return list(episodes.values())
 
     def check_frames(self) -> None:
-        """Look at every frame file's end, so that a missing or cut JPEG is found before training starts."""
-        for episode in self.episodes:
-            for step in range(len(episode.actions)):
-                check_jpeg(self.root / episode.frame(step))
+        """Find missing or cut frames before training starts.
+
+        Every file's two ends are looked at once; `frames_checked.json` remembers it for these episode lines, and later
+        calls look at 200 frames spread over the folder. A frame that is damaged after that is named when it is read.
+        Where the folder cannot be written, nothing is remembered.
+        """
+        stamp = self.root / "frames_checked.json"
+        lines = {
+            file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self.root.glob("episodes*.jsonl")
+        }
+        frames = ((episode, step) for episode in self.episodes for step in range(len(episode.actions)))
+        total = sum(len(episode.actions) for episode in self.episodes)
+        known = stamp.is_file() and stamp.read_text(encoding="utf-8") == json.dumps(lines, sort_keys=True)
+        if known:
+            frames, total = islice(frames, 0, None, max(total // SPOT_CHECKS, 1)), SPOT_CHECKS
+        bar = tqdm(total=total, desc=f"checking frames of {self.root}", unit="frame", disable=total < 10_000)
+        with bar, ThreadPoolExecutor(CHECK_THREADS) as pool:
+            while part := list(islice(frames, 4096)):
+                for _ in pool.map(lambda frame: check_jpeg(self.root / frame[0].frame(frame[1])), part):
+                    bar.update()
+        if not known and os.access(self.root, os.W_OK):
+            write_atomically(stamp, json.dumps(lines, sort_keys=True).encode())
 
     def records(self, memory: Memory, num_actions: int, label_offset: int = 0) -> Records:
         """The folder seen as training records; `label_offset=1` labels as the authors' release does."""
@@ -166,6 +191,12 @@ class Records(Sequence[Record]):
     """
 
     def __init__(self, sources: Sequence[VLNEgo], memory: Memory, num_actions: int, label_offset: int = 0):
+        for ego in sources:
+            if label_offset < ego.meta.get("first_label", 0):
+                raise RecordError(
+                    f"{ego.root}: its first actions are unknown (it was converted from shifted labels, without "
+                    "action_list.json): set vlnr1.data.label_offset=1"
+                )
         self.sources = tuple(sources)
         self.episodes = [episode for ego in sources for episode in ego.episodes]
         self.memory = memory
@@ -238,37 +269,22 @@ class EpisodeWriter:
 
     def __init__(self, root: str | os.PathLike[str], meta: dict[str, Any], shard: str = ""):
         self.root = Path(root)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._write_meta({"format": FORMAT, **meta})
+        claim_folder(self.root / "meta.json", {"format": FORMAT, **meta}, "choose another vlnr1.data.source")
         self.file = self.root / (f"episodes-{shard}.jsonl" if shard else "episodes.jsonl")
         drop_half_line(self.file)
         self.done = {episode.episode_id for episode in read_episode_lines(self.file)} if self.file.exists() else set()
         self._lines = self.file.open("a", encoding="utf-8")
 
-    def _write_meta(self, meta: dict[str, Any]) -> None:
-        meta = json.loads(json.dumps(meta))
-        path = self.root / "meta.json"
-        if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(key for key in {*old, *meta} if old.get(key) != meta.get(key))
-            if changed:
-                key = changed[0]
-                raise RecordError(
-                    f"{self.root} was exported with {key}={old.get(key)!r}, now {key}={meta.get(key)!r}: "
-                    "choose another vlnr1.data.source or delete the folder"
-                )
-            return
-        write_atomically(path, json.dumps(meta, indent=2).encode())
-
-    def write(self, episode: Episode, jpegs: Sequence[bytes]) -> None:
-        """Write one whole episode: `jpegs[i]` is the encoded frame at which `actions[i]` was taken."""
+    def write(self, episode: Episode, jpegs: Sequence[bytes | Path]) -> None:
+        """Write one whole episode: `jpegs[i]` is the frame at which `actions[i]` was taken, encoded, or as a file
+        (see `place_frame`)."""
         if len(jpegs) != len(episode.actions):
             raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if episode.episode_id in self.done:
             raise RecordError(f"episode {episode.episode_id} is already in {self.file}")
         (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
         for step, jpeg in enumerate(jpegs):
-            (self.root / episode.frame(step)).write_bytes(jpeg)
+            place_frame(jpeg, self.root / episode.frame(step))
         row = asdict(episode)
         if not episode.descriptions:
             del row["descriptions"]
@@ -314,6 +330,40 @@ def check_jpeg(path: Path) -> None:
         raise RecordError(f"{path}: frame is empty; delete the episode's line and export again") from None
     if start != b"\xff\xd8" or end != _JPEG_END:
         raise RecordError(f"{path}: frame is not a whole JPEG; delete the episode's line and export again")
+
+
+def place_frame(jpeg: bytes | Path, target: Path) -> None:
+    """Put a frame where it belongs: encoded bytes are written, a file is linked, or copied to another file system."""
+    if isinstance(jpeg, bytes):
+        target.write_bytes(jpeg)
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(jpeg, target)
+    except OSError:
+        shutil.copyfile(jpeg, target)
+
+
+def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
+    """Write down what a folder is made from; a folder that was made from something else is refused.
+
+    Args:
+        file: where that stands, in the folder.
+        remedy: what to do then, for the message.
+    """
+    content = json.loads(json.dumps(content))
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False).encode())
+        return
+    old = json.loads(file.read_text(encoding="utf-8"))
+    changed = sorted(key for key in {*old, *content} if old.get(key) != content.get(key))
+    if changed:
+        key = changed[0]
+        raise RecordError(
+            f"{file.parent} was exported with {key}={old.get(key)!r}, now {key}={content.get(key)!r}: "
+            f"{remedy} or delete the folder"
+        )
 
 
 def drop_half_line(file: Path) -> None:

@@ -17,6 +17,7 @@ BASELINES_MODULES = (
     "habitat_vlnr1.baselines",
     "habitat_vlnr1.evaluator",
     "habitat_vlnr1.trainers.export",
+    "habitat_vlnr1.trainers.convert",
     "habitat_vlnr1.trainers.sft",
     "habitat_vlnr1.trainers.rft",
 )

@@ -5,8 +5,7 @@
                                    summary.json     the averages
 
 `python -m habitat_vlnr1.results RESULTS_DIR…` prints the table of every summary below the given folders, so that
-policies evaluated by different commands stand side by side; `--r2r FILE` and `--rxr FILE` write what the leaderboards
-take. Rates are 0–1, lengths are metres.
+policies evaluated by different commands stand side by side. Rates are 0–1, lengths are metres.
 """
 
 from __future__ import annotations
@@ -234,56 +233,11 @@ def protocol_text(protocol: Mapping[str, Any]) -> str:
     return f"protocol {protocol.get('name', '?')}: {rest}"
 
 
-# ------------------------------------------------------------------------------------------- submission files
-def r2r_submission(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """What VLN-CE's R2R leaderboard takes: the states of each episode, the initial one first.
-
-    A state is {"position": [x, y, z], "heading": radians, "stop": whether STOP was called}.
-    """
-    return {
-        line["episode_id"]: [
-            {"position": position, "heading": heading, "stop": action == 0}
-            for position, heading, action in zip(
-                line["positions"], line["headings"], [None, *line["actions"]], strict=True
-            )
-        ]
-        for line in lines
-    }
-
-
-def rxr_submission(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the RxR-Habitat leaderboard takes: one {"instruction_id", "path"} per line of the file, sorted.
-
-    A position that did not change is not repeated.
-
-    Raises:
-        ResultsError: an episode has no instruction_id (it is not from RxR).
-    """
-    rows = []
-    for line in lines:
-        if line["instruction_id"] is None:
-            raise ResultsError(f"episode {line['episode_id']} has no instruction_id: only RxR episodes have one")
-        path = [p for i, p in enumerate(line["positions"]) if i == 0 or p != line["positions"][i - 1]]
-        rows.append({"instruction_id": int(line["instruction_id"]), "path": path})
-    return sorted(rows, key=lambda row: row["instruction_id"])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of all summaries below some folders, or write a submission file of one evaluation."""
+    """Print the table of all summaries below some folders."""
     parser = argparse.ArgumentParser(prog="python -m habitat_vlnr1.results", description=main.__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="results folders; for a submission <policy>/<split>")
-    parser.add_argument("--r2r", type=Path, metavar="FILE", help="write an R2R-CE submission (JSON)")
-    parser.add_argument("--rxr", type=Path, metavar="FILE", help="write an RxR-Habitat submission (JSON lines)")
+    parser.add_argument("folders", nargs="+", type=Path, help="results folders")
     options = parser.parse_args(arguments)
-    try:
-        if options.r2r or options.rxr:
-            lines = [line for folder in options.folders for line in read_episodes(folder / "episodes.jsonl")]
-        if options.r2r:
-            write_json(options.r2r, r2r_submission(lines))
-        if options.rxr:
-            options.rxr.write_text("".join(json.dumps(row) + "\n" for row in rxr_submission(lines)))
-    except (OSError, ResultsError) as error:
-        parser.error(str(error))
     found = sorted(path for folder in options.folders for path in folder.rglob("summary.json"))
     if not found:
         parser.error(f"no summary.json below {' '.join(map(str, options.folders))}; evaluate a policy first")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-GROUND = ["actions", "memory", "prompt", "rewards", "records"]
+GROUND = ["actions", "memory", "prompt", "rewards", "records", "sharegpt", "parquet", "card", "submission"]
 
 
 def imported_by(module: str) -> set[str]:

@@ -24,11 +24,12 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
-    """Exported (source, split)s as one, seen with the configured memory and number of actions; the end of every frame
-    file is looked at."""
+    """Exported (source, split)s as one, seen with the configured memory and number of actions; their frames are
+    checked, by one process per machine."""
     egos = [VLNEgo(Path(config.vlnr1.data.root) / source / split) for source, split in folders]
-    for ego in egos:
-        ego.check_frames()
+    with PartialState().local_main_process_first():
+        for ego in egos:
+            ego.check_frames()
     memory = make_memory(**config.vlnr1.memory)
     return Records(egos, memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
 

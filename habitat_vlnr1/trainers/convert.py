@@ -1,0 +1,214 @@
+"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures of records, submission files.
+
+`vlnr1_convert` runs one conversion, named by `vlnr1.convert.to`. It writes into its output folder only, goes on where
+it was interrupted, and refuses a folder that was made from something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from habitat import make_dataset
+from habitat_baselines.common.base_trainer import BaseTrainer
+from habitat_baselines.common.baseline_registry import baseline_registry
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.card import write_card, write_sheet
+from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.parquet import ParquetEpisodes, write_parquet
+from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.records import (
+    Episode,
+    EpisodeWriter,
+    RecordError,
+    Records,
+    VLNEgo,
+    claim_folder,
+    summarize,
+    write_atomically,
+)
+from habitat_vlnr1.sharegpt import read_sharegpt, write_sharegpt
+from habitat_vlnr1.submission import write_submission
+from habitat_vlnr1.trainers.base import edited
+
+SOURCE = "source.json"  # in an output folder: what it was made from
+
+
+@baseline_registry.register_trainer(name="vlnr1_convert")
+class ConvertTrainer(BaseTrainer):
+    """Runs the conversion `vlnr1.convert.to` of `vlnr1.convert.input` into `vlnr1.convert.output`."""
+
+    def __init__(self, config: DictConfig):
+        self.config = config
+
+    def train(self) -> None:
+        to = self.config.vlnr1.convert.to
+        if to not in CONVERSIONS:
+            raise ValueError(f"unknown vlnr1.convert.to {to!r}; choose one of {', '.join(CONVERSIONS)}")
+        CONVERSIONS[to](self.config)
+
+
+def folders(config: DictConfig, default: str) -> tuple[Path, Path]:
+    """Input and output of the conversion; `default` has `{input}` in it."""
+    options = config.vlnr1.convert
+    return Path(options.input), Path(options.output or default.format(input=options.input.rstrip("/")))
+
+
+def space_of(ego: VLNEgo, config: DictConfig) -> ActionSpace:
+    """The words of the actions as the data set's own protocol has them, or the configured one if it has none."""
+    protocol = ego.meta.get("protocol") or config.vlnr1.protocol
+    return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
+
+
+def name_of(folder: Path) -> str:
+    """`data/vln_ego/embedded/train` → `vln_ego_embedded_train`."""
+    return "_".join(folder.resolve().parts[-3:])
+
+
+def records_of(ego: VLNEgo, config: DictConfig) -> Records:
+    """The data set seen as training would, with the configured memory, n and label offset."""
+    memory = make_memory(**config.vlnr1.memory)
+    return ego.records(memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
+
+
+def describe(config: DictConfig, ego: VLNEgo, output: Path, form: str, **made_with: Any) -> None:
+    """Card and picture of a data set; the last thing that a conversion does."""
+    records = records_of(ego, config)
+    write_sheet(records, space_of(ego, config), output, config.vlnr1.convert.view_records)
+    write_card(ego, name_of(ego.root), output, form, made_with)
+    print(f"{form}: {output} ({len(ego.episodes)} episodes, {len(records)} records; README.md and view.png beside)")
+
+
+def to_card(config: DictConfig) -> None:
+    """Card and picture of a VLN-Ego folder, into it unless another output is named."""
+    source, output = folders(config, "{input}")
+    ego = VLNEgo(source)
+    output.mkdir(parents=True, exist_ok=True)
+    describe(config, ego, output, "vln_ego")
+
+
+def to_view(config: DictConfig) -> None:
+    """The picture of a VLN-Ego folder alone."""
+    source, output = folders(config, "{input}")
+    ego = VLNEgo(source)
+    output.mkdir(parents=True, exist_ok=True)
+    print(write_sheet(records_of(ego, config), space_of(ego, config), output, config.vlnr1.convert.view_records))
+
+
+def to_sharegpt(config: DictConfig) -> None:
+    """A VLN-Ego folder as LLaMA-Factory trains on it."""
+    source, output = folders(config, "{input}_sharegpt")
+    ego = VLNEgo(source)
+    options = config.vlnr1
+    made_with = {
+        "memory": OmegaConf.to_container(options.memory, resolve=True),
+        "num_actions": options.prompt.num_actions,
+        "label_offset": options.data.label_offset,
+        "template": options.convert.template,
+    }
+    template = get_template(options.convert.template)
+    claim(output, ego, to="sharegpt", **made_with)
+    write_sharegpt(records_of(ego, config), template, space_of(ego, config), output, name_of(source))
+    describe(config, ego, output, "sharegpt", **made_with)
+
+
+def to_parquet(config: DictConfig) -> None:
+    """A VLN-Ego folder as Parquet shards."""
+    source, output = folders(config, "{input}_parquet")
+    ego = VLNEgo(source)
+    claim(output, ego, to="parquet")
+    write_parquet(ego, output)
+    describe(config, ego, output, "parquet")
+
+
+def claim(output: Path, ego: VLNEgo, **made_with: Any) -> None:
+    content = {"meta": ego.meta, "counts": summarize(ego.episodes), **made_with}
+    claim_folder(output / SOURCE, content, "choose another vlnr1.convert.output")
+
+
+def to_vln_ego(config: DictConfig) -> None:
+    """ShareGPT JSON or Parquet shards as a VLN-Ego folder, which all trainers read."""
+    options = config.vlnr1.convert
+    if options.output is None:
+        raise ValueError("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
+    source, output = folders(config, "")
+    meta, summary, episodes, skipped = opened(config, source)
+    first = next(episodes, None)
+    if first is None:
+        raise RecordError(f"{source}: no episode can be taken: {next(iter(skipped.values()), 'it has none')}")
+    writer = EpisodeWriter(output, meta)
+    try:
+        for episode, frames in tqdm(chain([first], episodes), desc="episodes", unit="episode"):
+            if episode.episode_id not in writer.done:
+                writer.write(episode, frames)
+    finally:
+        writer.close()
+    ego = VLNEgo(output)
+    summary = {**summarize(ego.episodes), **summary, "skipped": skipped}
+    write_atomically(output / "summary.json", json.dumps(summary, indent=2).encode())
+    describe(config, ego, output, "vln_ego")
+    for episode_id, reason in list(skipped.items())[:10]:
+        print(f"skipped {episode_id}: {reason}")
+    if skipped:
+        print(f"skipped {len(skipped)} episodes; all reasons are in {output / 'summary.json'}")
+
+
+def opened(
+    config: DictConfig, source: Path
+) -> tuple[dict[str, Any], dict[str, Any], Iterator[tuple[Episode, list[Any]]], dict[str, str]]:
+    """What `to_vln_ego` reads: meta, what its summary adds, episodes with frames, and where skipped ones are noted."""
+    if (source / "data").is_dir():
+        origin = source / SOURCE
+        meta = json.loads(origin.read_text(encoding="utf-8"))["meta"] if origin.is_file() else {}
+        meta.pop("format", None)
+        return meta, {}, ParquetEpisodes(source).episodes(), {}
+    images = config.vlnr1.convert.images
+    released = read_sharegpt(source, Path(images) if images else None, config.vlnr1.data.label_offset)
+    said = {"forward_step": released.forward_step, "turn_angle": released.turn_angle}
+    meta = {
+        "split": config.habitat.dataset.split,
+        "protocol": {"name": "as the prompts say", **said},
+        "released": {"file": source.name, "num_actions": released.num_actions, "label_offset": released.label_offset},
+        "first_label": released.first_label,
+    }
+    summary = {"released_records": released.records, "history_other_than_uniform_16": released.other_history}
+    return meta, summary, released.episodes(), released.skipped
+
+
+def to_submission(config: DictConfig) -> None:
+    """A leaderboard's file from an evaluation's results folder `<policy>/<split>`."""
+    kind = config.vlnr1.convert.to.removesuffix("_submission")
+    results, output = folders(config, "{input}")
+    expected = expected_ids(config, kind, results.name)
+    file, count = write_submission(kind, results, output, expected)
+    print(f"{file}: {count} episodes, valid")
+
+
+def expected_ids(config: DictConfig, kind: str, split: str) -> set[str] | None:
+    """Ids that a split's submission must hold, from the configured data set; None, with a line, when it is absent."""
+    dataset = edited(config, **{"habitat.dataset.split": split}).habitat.dataset
+    try:
+        episodes = make_dataset(dataset.type, config=dataset).episodes
+    except FileNotFoundError as error:
+        print(f"Whether all episodes of {split} are there is not checked: {error}")
+        return None
+    if kind == "rxr":
+        return {str(getattr(episode.instruction, "instruction_id", None)) for episode in episodes}
+    return {str(episode.episode_id) for episode in episodes}
+
+
+CONVERSIONS = {
+    "card": to_card,
+    "view": to_view,
+    "vln_ego": to_vln_ego,
+    "sharegpt": to_sharegpt,
+    "parquet": to_parquet,
+    "r2r_submission": to_submission,
+    "rxr_submission": to_submission,
+}
