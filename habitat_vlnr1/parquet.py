@@ -25,7 +25,7 @@ FRAMES_PER_SHARD = 10_000  # about 0.6 GB at 640 × 480
 EPISODES_PER_GROUP = 16  # episodes that a reader must load together
 
 
-def write_parquet(ego: VLNEgo, output: Path) -> None:
+def write_parquet(ego: VLNEgo, output: Path, frames_per_shard: int = FRAMES_PER_SHARD) -> None:
     """Write all episodes of a folder as shards; shards that an interrupted call has finished stay as they are.
 
     Raises:
@@ -35,14 +35,14 @@ def write_parquet(ego: VLNEgo, output: Path) -> None:
     data.mkdir(parents=True, exist_ok=True)
     schema = _schema()
     with tqdm(total=len(ego.episodes), desc="shards", unit="episode") as bar:
-        for number, episodes in enumerate(shards(ego.episodes)):
+        for number, episodes in enumerate(shards(ego.episodes, frames_per_shard)):
             file = data / f"train-{number:05d}.parquet"
             if not file.exists():
                 _write_shard(file, schema, ego, episodes)
             bar.update(len(episodes))
 
 
-def shards(episodes: list[Episode], frames: int = FRAMES_PER_SHARD) -> Iterator[list[Episode]]:
+def shards(episodes: list[Episode], frames: int) -> Iterator[list[Episode]]:
     """Episodes in order, in parts that end with the episode that makes them `frames` frames long."""
     part: list[Episode] = []
     length = 0

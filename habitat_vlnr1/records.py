@@ -155,25 +155,29 @@ class VLNEgo:
         """Find missing or cut frames before training starts.
 
         Every file's two ends are looked at once; `frames_checked.json` remembers it for these episode lines, and later
-        calls look at 200 frames spread over the folder. A frame that is damaged after that is named when it is read.
-        Where the folder cannot be written, nothing is remembered.
+        calls look at the first frames of 200 episodes spread over the folder. A frame that is damaged after that is
+        named when it is read. Where the folder cannot be written, nothing is remembered.
         """
         stamp = self.root / "frames_checked.json"
-        lines = {
-            file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self.root.glob("episodes*.jsonl")
-        }
-        frames = ((episode, step) for episode in self.episodes for step in range(len(episode.actions)))
+        files = sorted(self.root.glob("episodes*.jsonl"))
+        lines = json.dumps({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == lines:
+            for episode in self.episodes[:: len(self.episodes) // SPOT_CHECKS + 1]:
+                check_jpeg(self.root / episode.frame(0))
+            return
         total = sum(len(episode.actions) for episode in self.episodes)
-        known = stamp.is_file() and stamp.read_text(encoding="utf-8") == json.dumps(lines, sort_keys=True)
-        if known:
-            frames, total = islice(frames, 0, None, max(total // SPOT_CHECKS, 1)), SPOT_CHECKS
         bar = tqdm(total=total, desc=f"checking frames of {self.root}", unit="frame", disable=total < 10_000)
         with bar, ThreadPoolExecutor(CHECK_THREADS) as pool:
-            while part := list(islice(frames, 4096)):
-                for _ in pool.map(lambda frame: check_jpeg(self.root / frame[0].frame(frame[1])), part):
-                    bar.update()
-        if not known and os.access(self.root, os.W_OK):
-            write_atomically(stamp, json.dumps(lines, sort_keys=True).encode())
+            episodes = iter(self.episodes)
+            while part := list(islice(episodes, 1000)):  # a fault ends the check within so many episodes
+                for episode, _ in zip(part, pool.map(self._check_episode, part), strict=True):
+                    bar.update(len(episode.actions))
+        if os.access(self.root, os.W_OK):
+            write_atomically(stamp, lines.encode())
+
+    def _check_episode(self, episode: Episode) -> None:
+        for step in range(len(episode.actions)):
+            check_jpeg(self.root / episode.frame(step))
 
     def records(self, memory: Memory, num_actions: int, label_offset: int = 0) -> Records:
         """The folder seen as training records; `label_offset=1` labels as the authors' release does."""
@@ -341,7 +345,9 @@ def place_frame(jpeg: bytes | Path, target: Path) -> None:
     try:
         os.link(jpeg, target)
     except OSError:
-        shutil.copyfile(jpeg, target)
+        half = target.with_name(f".{target.name}.half")
+        shutil.copyfile(jpeg, half)
+        half.replace(target)
 
 
 def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:

@@ -199,16 +199,14 @@ def _take(row: Mapping[str, Any], released: ReleasedEpisodes) -> None:
         raise RecordError(f"{images[-1]!r} is neither ep_<id>/traj_<id>/step_<k>.jpg nor frames/<scene>/<id>/<k>.jpg")
     step, named = int(frame["step"]), images[-1].removeprefix(frame["folder"] + "/")
     named = "step_{}" + Path(named).suffix if frame["stem"] else "{:04d}" + Path(named).suffix
-    walk = _Walk(
-        frame["folder"],
-        frame["scene"] or _folder_name(frame["folder"]),
-        frame["trajectory"],
-        named,
-        _instruction(question),
-    )
+    instruction = _instruction(question)
+    scene = frame["scene"] or _folder_name(frame["folder"])
+    walk = _Walk(frame["folder"], scene, frame["trajectory"], named, instruction)
     walk = released.walks.setdefault(frame["id"] or frame["own_id"], walk)
     if walk.folder != frame["folder"]:
         raise RecordError(f"its episode is below {walk.folder} and {frame['folder']}: convert the sources one by one")
+    if walk.instruction != instruction:
+        raise RecordError(f"{walk.folder} has another instruction in the records before")
     released.other_history += images[:-1] != [f"{walk.folder}/{named.format(i)}" for i in Uniform(16).select(step)]
     walk.last = max(walk.last, step)
     for at, action in enumerate(actions, start=step + released.label_offset):

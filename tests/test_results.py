@@ -12,9 +12,7 @@ from habitat_vlnr1.results import (
     folder_fingerprint,
     main,
     protocol_text,
-    r2r_submission,
     read_episodes,
-    rxr_submission,
     summarise,
     table,
     write_json,
@@ -130,34 +128,6 @@ def test_main_gathers_summaries_of_several_runs(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nothing")])
     assert "no summary.json below" in capsys.readouterr().err
-
-
-WALK = {
-    "episode_id": "7",
-    "instruction_id": 42,
-    "actions": [1, 2, 0],
-    "positions": [[0, 0, 0], [0, 0, -0.25], [0, 0, -0.25], [0, 0, -0.25]],
-    "headings": [0, 0, 0.5, 0.5],
-}
-
-
-def test_r2r_submission_has_every_state_and_the_stop():
-    assert r2r_submission([WALK]) == {
-        "7": [
-            {"position": [0, 0, 0], "heading": 0, "stop": False},
-            {"position": [0, 0, -0.25], "heading": 0, "stop": False},
-            {"position": [0, 0, -0.25], "heading": 0.5, "stop": False},
-            {"position": [0, 0, -0.25], "heading": 0.5, "stop": True},
-        ]
-    }
-
-
-def test_rxr_submission_drops_repeated_positions_and_sorts():
-    rows = rxr_submission([WALK, WALK | {"instruction_id": "5"}])
-    assert [row["instruction_id"] for row in rows] == [5, 42]
-    assert rows[1]["path"] == [[0, 0, 0], [0, 0, -0.25]]
-    with pytest.raises(ResultsError, match="episode 7 has no instruction_id"):
-        rxr_submission([WALK | {"instruction_id": None}])
 
 
 def test_fingerprint_tells_weights_apart(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,11 @@ def to_parquet(config: DictConfig) -> None:
 
 
 def claim(output: Path, ego: VLNEgo, **made_with: Any) -> None:
-    content = {"meta": ego.meta, "counts": summarize(ego.episodes), **made_with}
+    """Note what `output` is made from, or refuse it when it was made from something else."""
+    digest = sha256()
+    for file in sorted(ego.root.glob("episodes*.jsonl")):
+        digest.update(file.read_bytes())
+    content = {"meta": ego.meta, "episodes": digest.hexdigest(), **made_with}
     claim_folder(output / SOURCE, content, "choose another vlnr1.convert.output")
 
 
@@ -138,7 +143,7 @@ def to_vln_ego(config: DictConfig) -> None:
     if options.output is None:
         raise ValueError("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
     source, output = folders(config, "")
-    meta, summary, episodes, skipped = opened(config, source)
+    meta, episodes, skipped = opened(config, source)
     first = next(episodes, None)
     if first is None:
         raise RecordError(f"{source}: no episode can be taken: {next(iter(skipped.values()), 'it has none')}")
@@ -150,7 +155,7 @@ def to_vln_ego(config: DictConfig) -> None:
     finally:
         writer.close()
     ego = VLNEgo(output)
-    summary = {**summarize(ego.episodes), **summary, "skipped": skipped}
+    summary = {**summarize(ego.episodes), "skipped": skipped}
     write_atomically(output / "summary.json", json.dumps(summary, indent=2).encode())
     describe(config, ego, output, "vln_ego")
     for episode_id, reason in list(skipped.items())[:10]:
@@ -161,24 +166,29 @@ def to_vln_ego(config: DictConfig) -> None:
 
 def opened(
     config: DictConfig, source: Path
-) -> tuple[dict[str, Any], dict[str, Any], Iterator[tuple[Episode, list[Any]]], dict[str, str]]:
-    """What `to_vln_ego` reads: meta, what its summary adds, episodes with frames, and where skipped ones are noted."""
+) -> tuple[dict[str, Any], Iterator[tuple[Episode, list[Any]]], dict[str, str]]:
+    """What `to_vln_ego` reads: meta, episodes with their frames, and where skipped ones will be noted."""
     if (source / "data").is_dir():
         origin = source / SOURCE
         meta = json.loads(origin.read_text(encoding="utf-8"))["meta"] if origin.is_file() else {}
         meta.pop("format", None)
-        return meta, {}, ParquetEpisodes(source).episodes(), {}
+        return meta, ParquetEpisodes(source).episodes(), {}
     images = config.vlnr1.convert.images
     released = read_sharegpt(source, Path(images) if images else None, config.vlnr1.data.label_offset)
     said = {"forward_step": released.forward_step, "turn_angle": released.turn_angle}
     meta = {
         "split": config.habitat.dataset.split,
         "protocol": {"name": "as the prompts say", **said},
-        "released": {"file": source.name, "num_actions": released.num_actions, "label_offset": released.label_offset},
+        "released": {
+            "file": source.name,
+            "records": released.records,
+            "num_actions": released.num_actions,
+            "label_offset": released.label_offset,
+            "records_with_other_history_than_uniform_16": released.other_history,
+        },
         "first_label": released.first_label,
     }
-    summary = {"released_records": released.records, "history_other_than_uniform_16": released.other_history}
-    return meta, summary, released.episodes(), released.skipped
+    return meta, released.episodes(), released.skipped
 
 
 def to_submission(config: DictConfig) -> None:

@@ -103,7 +103,7 @@ def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float
     rows = records.rows(steps_per_row, keep_some(records.num_actions, keep_straight, seed))
     longest = max(len(episode.actions) for episode in records.episodes)
     frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
-    places = [[records.locate(index) for index in row] for row in rows]
+    places = ([records.locate(index) for index in row] for row in rows)
     lengths = [len(row[0][0].instruction) // 4 + 12 * sum(frames[step] for _, step in row) for row in places]
     return Dataset.from_dict({"index": rows, "length": lengths})
 
