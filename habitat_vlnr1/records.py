@@ -192,6 +192,9 @@ class Records(Sequence[Record]):
         memory: chooses the history frames.
         num_actions: n of an answer.
         label_offset: 1 labels as the authors' release does.
+
+    Raises:
+        RecordError: a folder knows its actions from `first_label` (in its `meta.json`) on only, and `label_offset` is less.
     """
 
     def __init__(self, sources: Sequence[VLNEgo], memory: Memory, num_actions: int, label_offset: int = 0):
@@ -338,10 +341,10 @@ def check_jpeg(path: Path) -> None:
 
 def place_frame(jpeg: bytes | Path, target: Path) -> None:
     """Put a frame where it belongs: encoded bytes are written, a file is linked, or copied to another file system."""
+    target.unlink(missing_ok=True)  # it may be a link to a frame of another data set, which must not change
     if isinstance(jpeg, bytes):
         target.write_bytes(jpeg)
         return
-    target.unlink(missing_ok=True)
     try:
         os.link(jpeg, target)
     except OSError:

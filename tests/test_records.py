@@ -165,7 +165,10 @@ def test_frames_may_be_files_which_are_linked_or_copied(root, tmp_path, monkeypa
     source.write_bytes(jpeg(7))
     writer = EpisodeWriter(root, META)
     writer.write(episode("3", [0]), [source])
-    assert (root / "frames/house/3/0000.jpg").samefile(source)
+    linked = root / "frames/house/3/0000.jpg"
+    assert linked.samefile(source)
+    records.place_frame(jpeg(99), linked)
+    assert source.read_bytes() == jpeg(7)
     monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError("another file system")))
     writer.write(episode("4", [0]), [source])
     writer.close()
