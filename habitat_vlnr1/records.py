@@ -194,7 +194,7 @@ class Records(Sequence[Record]):
         label_offset: 1 labels as the authors' release does.
 
     Raises:
-        RecordError: a folder knows its actions from `first_label` (in its `meta.json`) on only, and `label_offset` is less.
+        RecordError: `label_offset` is less than a folder's `first_label` (`meta.json`): its first actions are unknown.
     """
 
     def __init__(self, sources: Sequence[VLNEgo], memory: Memory, num_actions: int, label_offset: int = 0):
