@@ -23,6 +23,7 @@ SPACE = spaces.Dict(
     }
 )
 PLAN = (Action.FORWARD, Action.LEFT, Action.RIGHT, Action.STOP)
+LOG_PROBS = (-0.1, -0.7, -0.2, 0.0)
 
 
 class Decoder:
@@ -36,7 +37,7 @@ class Decoder:
 
     def decode(self, prompts):
         self.asked.append(prompts)
-        return [SimpleNamespace(actions=PLAN, text="plan", valid=True) for _ in prompts]
+        return [SimpleNamespace(actions=PLAN, text="plan", valid=True, log_probs=LOG_PROBS) for _ in prompts]
 
 
 def batch(*clocks):
