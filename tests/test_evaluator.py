@@ -291,7 +291,10 @@ def test_videos_of_some_episodes(tmp_path):
 def test_mixtures_are_rows_each_with_a_rule_of_its_own(tmp_path):
     def mixture(share):
         rule = {"name": "probability", "share": share}
-        return {"name": "MixturePolicy", "mixture": {"lead": "ForwardOnlyPolicy", "helper": "OraclePolicy", "rule": rule}}
+        return {
+            "name": "MixturePolicy",
+            "mixture": {"lead": "ForwardOnlyPolicy", "helper": "OraclePolicy", "rule": rule},
+        }
 
     nested = mixture(0.0)
     nested["mixture"]["lead"] = mixture(1.0)

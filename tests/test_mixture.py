@@ -121,7 +121,7 @@ def test_repeated_collisions_bring_help_for_a_while():
         infos = [{"collisions": {"is_collision": hit}}, {"collisions": {"is_collision": False}}]
         policy.get_extra(data, infos, [False, False])
         acted.append(actions)
-    assert [first for first, _ in acted] == [1, 1, 1, 2, 2, 1, 1]  # helped at steps 3 and 4, then the count begins anew
+    assert [first for first, _ in acted] == [1, 1, 1, 2, 2, 1, 1]  # helped twice, then the count begins anew
     assert {second for _, second in acted} == {1}
     with pytest.raises(ValueError, match="add habitat's measure"):
         policy.get_extra(data, [{}, {}], [False, False])

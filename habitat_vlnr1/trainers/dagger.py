@@ -33,7 +33,7 @@ from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo, summarize, write_atomically
 from habitat_vlnr1.results import folder_fingerprint
 from habitat_vlnr1.trainers.base import VLNR1Trainer, edited
-from habitat_vlnr1.trainers.export import EXPERT, Walk, Walkers, export_folder, is_exported, print_summary
+from habitat_vlnr1.trainers.export import EXPERT, Walk, Walkers, export_folder, is_exported
 
 PLAN = "vlnr1_plan"
 SPLIT = "train"
@@ -172,8 +172,8 @@ def provenance(config: DictConfig, number: int, beta: float, start: str) -> dict
     }
 
 
-def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float, start: str) -> dict[str, Any]:
-    """Walk and label a round's episodes; print and return the summary. Goes on where an earlier call was stopped."""
+def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float, start: str) -> None:
+    """Walk and label a round's episodes, and say how that went. Goes on where an earlier call was stopped."""
     root = export_folder(round_config(config, number), SPLIT)
     config = walking_config(config, number, beta, start)
     writer = EpisodeWriter(root, provenance(config, number, beta, start))
@@ -182,7 +182,7 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float,
     trainer._init_envs(config, is_eval=True)
     try:
         walkers = RollIn(trainer.envs, writer, config, silent=beta == 0)
-        skipped = walkers.walk_all()
+        walkers.walk_all()
     finally:
         trainer.envs.close()
         writer.close()
@@ -194,12 +194,13 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float,
             sum(episode.info["expert_steps"] for episode in episodes) / sum(len(e.actions) for e in episodes), 3
         ),
     }
-    summary = {**summarize(episodes), **done, "skipped": skipped}
+    summary = {**summarize(episodes), **done, "skipped": walkers.skipped}
     write_atomically(root / "summary.json", json.dumps(summary, indent=2).encode())
-    print_summary(SPLIT, summary)
-    share = f"{summary['expert_share']:.0%} of the steps the expert's, success {summary['success']:.2f}"
-    print(f"round {number}: {share}; {len(episodes) - before} episodes in {seconds:.0f} s")
-    return summary
+    print(
+        f"Round {number}: {summary['episodes']} episodes ({len(episodes) - before} in {seconds:.0f} s), "
+        f"{summary['records']} records; success {done['success']:.2f}, {done['expert_share']:.0%} of the steps the "
+        f"expert's; skipped {len(walkers.skipped)}"
+    )
 
 
 class RollIn(Walkers):
