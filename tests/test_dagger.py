@@ -4,8 +4,10 @@ import os
 
 import numpy as np
 import pytest
+from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 
+from habitat_vlnr1.mixture import GOAL
 from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError
 from habitat_vlnr1.sim.vector_env import make_env
 from habitat_vlnr1.trainers.dagger import draw_episodes, round_config, schedule
@@ -28,10 +30,11 @@ def data(tmp_path_factory):
 @pytest.fixture
 def make(data, monkeypatch):
     monkeypatch.chdir(data)
-    small = ["vlnr1.protocol.width=16", "vlnr1.protocol.height=16", "+vlnr1/sensors=[plan]"]
+    small = ["vlnr1.protocol.width=16", "vlnr1.protocol.height=16"]
 
-    def start(*overrides):
-        return make_env(get_config("sim_test.yaml", [*small, *overrides], os.path.join(TESTS, "sim_configs")))
+    def start(*overrides, sensors="plan"):
+        settings = [*small, f"+vlnr1/sensors=[{sensors}]", *overrides]
+        return make_env(get_config("sim_test.yaml", settings, os.path.join(TESTS, "sim_configs")))
 
     return start
 
@@ -87,6 +90,15 @@ def test_plans_are_made_at_every_few_steps_and_not_where_the_expert_is_lost(make
     env.close()
 
 
+def test_a_mixture_is_told_how_near_the_goal_is(make):
+    env = make(sensors="pointgoal")
+    seen = env.reset()[GOAL]
+    episode = env.unwrapped.habitat_env.current_episode
+    away = np.linalg.norm(np.subtract(episode.goals[0].position, episode.start_position))
+    assert seen[0] == pytest.approx(away, abs=1e-3)
+    env.close()
+
+
 def test_a_recorded_expert_plans_too(make):
     env = make(f"{PLAN}.mode=ground_truth")
     plan = env.reset()["vlnr1_plan"].tolist()
@@ -109,6 +121,13 @@ def test_the_experts_share_falls_or_is_listed(config):
         schedule(config("vlnr1.dagger.beta=[1.0]"))
     with pytest.raises(ValueError, match=r"in 0 … 1, got \[2"):
         schedule(config("vlnr1.dagger.beta=2.0"))
+
+
+def test_adapters_do_not_stand_on_each_other(config):
+    lora = "vlnr1.model.lora={r: 4, lora_alpha: 8, target_modules: [q_proj]}"
+    trainer = baseline_registry.get_trainer("vlnr1_dagger")(config(lora, "vlnr1.task.scenes=null"))
+    with pytest.raises(ValueError, match=r"take vlnr1.dagger.rounds=1"):
+        trainer.train()
 
 
 def test_a_round_trains_on_all_rounds_so_far(config):

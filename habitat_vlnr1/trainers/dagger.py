@@ -59,6 +59,8 @@ class DAggerTrainer(VLNR1Trainer):
         make_memory(**self.config.vlnr1.memory)
         sft_arguments(self.config)
         betas = schedule(self.config)
+        if self.config.vlnr1.model.lora is not None and len(betas) > 1:
+            raise ValueError("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
         for number, beta in enumerate(betas, start=1):
