@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from habitat.core.logging import logger
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.rl.ppo.evaluator import Evaluator, pause_envs
 from habitat_baselines.utils.common import batch_obs, get_action_space_info, inference_mode
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from habitat_vlnr1 import visualize
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.baselines import EXPERT
+from habitat_vlnr1.mixture import make_policy
 from habitat_vlnr1.results import (
     METRICS,
     EpisodeLog,
@@ -39,7 +39,6 @@ from habitat_vlnr1.results import (
     write_json,
 )
 from habitat_vlnr1.sim.gym_env import TRACE
-from habitat_vlnr1.trainers.base import edited
 
 MEASURES = {
     "success": "SR",
@@ -97,7 +96,7 @@ class VLNR1Evaluator(Evaluator):
 def make_policies(agent: Any, config: DictConfig, device: torch.device, env_spec: Any) -> dict[str, Any]:
     """The policies of `vlnr1.eval.policies`: the agent's own, and beside it those that are not the agent's.
 
-    A row is the name of a registered policy, or {name, checkpoint} for one with weights of its own.
+    A row is what `make_policy` takes: the name of a registered policy, or {name, checkpoint} for other weights.
 
     Raises:
         ValueError: none is named, or one is not registered.
@@ -105,16 +104,11 @@ def make_policies(agent: Any, config: DictConfig, device: torch.device, env_spec
     own = config.habitat_baselines.rl.policy[agent.agent_name].name
     policies = {}
     for name, row in config.vlnr1.eval.policies.items():
-        registered, weights = (row, None) if isinstance(row, str) else (row.name, row.checkpoint)
-        if registered == own and weights is None:
+        if row == own:
             policies[name] = agent.actor_critic
             continue
-        policy_class = baseline_registry.get_policy(registered)
-        if policy_class is None:
-            raise ValueError(f"vlnr1.eval.policies.{name}: no policy {registered!r} is registered")
-        its_config = config if weights is None else edited(config, **{"vlnr1.checkpoint": weights})
-        policies[name] = policy_class.from_config(its_config, env_spec.observation_space, env_spec.action_space)
-        policies[name].to(device).eval()
+        place, seen = f"vlnr1.eval.policies.{name}", env_spec.observation_space
+        policies[name] = make_policy(place, row, config, seen, env_spec.action_space).to(device).eval()
     if not policies:
         raise ValueError("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
     return policies

@@ -7,6 +7,7 @@ pause, reset and be reordered.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class Plan:
     actions: tuple[Action, ...]
     text: str
     valid: bool
+    log_probs: tuple[float, ...] = ()
 
 
 @baseline_registry.register_policy
@@ -103,6 +105,28 @@ class VLNR1Policy(ScriptedPolicy):
         }
 
     def actions(self, observations: dict[str, Tensor]) -> list[int]:
+        self._ask(observations)
+        return [int(self._planned(*clock)) for clock in observations[CLOCK].tolist()]
+
+    def confidence(self, observations: dict[str, Tensor]) -> list[float]:
+        """The probability of each environment's action now, given those of its answer before it.
+
+        Raises:
+            ValueError: answers are decoded freely, where letters have no probability of their own.
+        """
+        self._ask(observations)
+        plans = [(self._plans[rollout], step) for rollout, step in observations[CLOCK].tolist()]
+        if not all(plan.log_probs for plan, _ in plans):
+            raise ValueError("how sure a model is can be said with vlnr1.decoding.constrained=true only")
+        return [math.exp(plan.log_probs[step - plan.step]) for plan, step in plans]
+
+    def forget(self, rollouts: Sequence[int]) -> None:
+        """Drop the plans of these rollouts: somebody else has acted there."""
+        for rollout in rollouts:
+            self._plans.pop(rollout, None)
+
+    def _ask(self, observations: dict[str, Tensor]) -> None:
+        """Ask the model for those environments that have no action planned."""
         clocks = observations[CLOCK].tolist()
         asked = [row for row, clock in enumerate(clocks) if self._planned(*clock) is None]
         while len(self._plans) > MAX_ROLLOUTS:
@@ -110,9 +134,8 @@ class VLNR1Policy(ScriptedPolicy):
         answers = self.decoder.decode([self._prompt(observations, row) for row in asked]) if asked else []
         for row, answer in zip(asked, answers, strict=True):
             rollout, step = clocks[row]
-            self._plans[rollout] = Plan(step, answer.actions, answer.text, answer.valid)
+            self._plans[rollout] = Plan(step, answer.actions, answer.text, answer.valid, answer.log_probs)
             self._plans.move_to_end(rollout)
-        return [int(self._planned(*clock)) for clock in clocks]
 
     def said(self, observations: dict[str, Tensor]) -> list[dict[str, Any]]:
         plans = [(self._plans[rollout], step) for rollout, step in observations[CLOCK].tolist()]

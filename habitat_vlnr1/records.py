@@ -11,6 +11,9 @@ A VLN-Ego folder holds episodes, not records::
 record is a *view*, made when it is read: at frame i the model sees what the memory chooses of v_0 … v_{i-1}, and v_i;
 its answer is `actions[i : i+n]` padded with STOP. So memory, n and prompt can change without a new export.
 
+A walk that was not the expert's (DAgger) carries `labels`: what the expert would have done from a step on. They are
+the answers then, and steps without one are no records.
+
 Example:
     >>> ego = VLNEgo("data/vln_ego/embedded/train")                                       # doctest: +SKIP
     >>> record = ego.records(make_memory("long_short"), num_actions=6)[0]                 # doctest: +SKIP
@@ -50,15 +53,17 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Episode:
-    """One expert trajectory: a line of `episodes.jsonl`.
+    """One trajectory: a line of `episodes.jsonl`.
 
     Args:
         episode_id: unique in the folder; a file name (letters, digits, `_`, `-`, `.`).
         scene: the scene's short name, a file name too.
         instruction: what the agent was told.
-        actions: numbers of `Action`, one per frame; the last is STOP.
+        actions: numbers of `Action`, one per frame; the last is STOP (with labels: whatever was done at last).
         info: provenance, kept as it is (trajectory id, expert, success, distance to goal in metres, …).
         descriptions: what each frame shows, in words; empty unless the export was asked for it.
+        labels: the expert's next actions by step, up to its STOP or as many as were planned; empty where the expert
+            itself has walked.
     """
 
     episode_id: str
@@ -67,15 +72,22 @@ class Episode:
     actions: tuple[int, ...]
     info: dict[str, Any] = field(default_factory=dict)
     descriptions: tuple[str, ...] = ()
+    labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (self.episode_id, self.scene):
             if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
                 raise RecordError(f"episode {self.episode_id!r}: {name!r} cannot be a folder name")
-        if not self.actions or self.actions[-1] != Action.STOP or Action.STOP in self.actions[:-1]:
+        stops = bool(self.actions) and (self.actions[-1] == Action.STOP or bool(self.labels))
+        if not stops or Action.STOP in self.actions[:-1]:
             raise RecordError(f"episode {self.episode_id}: actions must end with the one STOP (0)")
-        if any(action not in (0, 1, 2, 3) for action in self.actions):
+        if any(action not in (0, 1, 2, 3) for actions in (self.actions, *self.labels.values()) for action in actions):
             raise RecordError(f"episode {self.episode_id}: actions must be 0, 1, 2 or 3")
+        for step, label in self.labels.items():
+            if not 0 <= step < len(self.actions) or not label or Action.STOP in label[:-1]:
+                raise RecordError(
+                    f"episode {self.episode_id}: label of step {step}: it must have a frame and actions, STOP last"
+                )
         if self.descriptions and len(self.descriptions) != len(self.actions):
             raise RecordError(
                 f"episode {self.episode_id}: {len(self.descriptions)} descriptions for {len(self.actions)} frames"
@@ -84,6 +96,27 @@ class Episode:
     def frame(self, step: int) -> str:
         """Path of frame `step` relative to the folder."""
         return f"frames/{self.scene}/{self.episode_id}/{step:04d}.jpg"
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """The steps that are records, ascending."""
+        return sorted(self.labels) if self.labels else range(len(self.actions))
+
+    def answer(self, step: int, n: int, offset: int = 0) -> tuple[Action, ...]:
+        """The expert's next n actions at `step`, padded with STOP; `offset` leaves out so many.
+
+        Raises:
+            RecordError: fewer actions than that were planned when the episode was exported.
+        """
+        if not self.labels:
+            return next_actions(self.actions, step + offset, n)
+        label = self.labels[step]
+        if label[-1] != Action.STOP and len(label) < offset + n:
+            raise RecordError(
+                f"episode {self.episode_id}: {offset + n} actions are asked for, but its labels have {len(label)}: "
+                "export again with a longer plan, or lower vlnr1.prompt.num_actions"
+            )
+        return next_actions(label, offset, n)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Episode:
@@ -94,6 +127,7 @@ class Episode:
             tuple(row["actions"]),
             row.get("info", {}),
             tuple(row.get("descriptions", ())),
+            {int(step): tuple(label) for step, label in row.get("labels", {}).items()},
         )
 
 
@@ -185,7 +219,9 @@ class VLNEgo:
 
 
 class Records(Sequence[Record]):
-    """Every step of every episode of one or more folders as a `Record`; stored is only where each episode starts.
+    """Every step (that is labelled) of every episode of one or more folders as a `Record`.
+
+    Stored is only where each episode starts.
 
     Args:
         sources: opened folders; their records follow each other.
@@ -209,7 +245,7 @@ class Records(Sequence[Record]):
         self.memory = memory
         self.num_actions = num_actions
         self.label_offset = label_offset
-        self._ends = np.cumsum([len(episode.actions) for episode in self.episodes])
+        self._ends = np.cumsum([len(episode.steps) for episode in self.episodes])
         self._source_ends = np.cumsum([len(ego.episodes) for ego in sources])
 
     def __len__(self) -> int:
@@ -230,7 +266,7 @@ class Records(Sequence[Record]):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         which = int(np.searchsorted(self._ends, index, side="right"))
-        return which, index - int(self._ends[which]) + len(self.episodes[which].actions)
+        return which, self.episodes[which].steps[index - int(self._ends[which])]
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         which, step = self._place(index)
@@ -238,7 +274,7 @@ class Records(Sequence[Record]):
         root = self.sources[int(np.searchsorted(self._source_ends, which, side="right"))].root
         history = tuple(self.memory.select(step))
         frames = tuple(root / episode.frame(i) for i in (*history, step))
-        answer = next_actions(episode.actions, step + self.label_offset, self.num_actions)
+        answer = episode.answer(step, self.num_actions, self.label_offset)
         return Record(episode, step, history, frames, answer)
 
     def __iter__(self) -> Iterator[Record]:
@@ -255,10 +291,10 @@ class Records(Sequence[Record]):
         rows: list[list[int]] = []
         first = 0
         for episode in self.episodes:
-            wanted = [first + step for step in range(len(episode.actions)) if keep(episode, step)]
+            wanted = [first + place for place, step in enumerate(episode.steps) if keep(episode, step)]
             parts = -(-len(wanted) // size)
             rows += [wanted[part::parts] for part in range(parts)]
-            first += len(episode.actions)
+            first += len(episode.steps)
         return rows
 
 
@@ -293,8 +329,9 @@ class EpisodeWriter:
         for step, jpeg in enumerate(jpegs):
             place_frame(jpeg, self.root / episode.frame(step))
         row = asdict(episode)
-        if not episode.descriptions:
-            del row["descriptions"]
+        for optional in ("descriptions", "labels"):
+            if not row[optional]:
+                del row[optional]
         self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._lines.flush()
         self.done.add(episode.episode_id)
@@ -304,11 +341,11 @@ class EpisodeWriter:
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Counts of an export: episodes, records and how often each action was taken."""
+    """Counts of an export: episodes, records and how often each action was done."""
     histogram = Counter(Action(action).name.lower() for episode in episodes for action in episode.actions)
     return {
         "episodes": len(episodes),
-        "records": histogram.total(),
+        "records": sum(len(episode.steps) for episode in episodes),
         "actions": {action.name.lower(): histogram[action.name.lower()] for action in Action},
     }
 

@@ -15,10 +15,12 @@ BASELINES_MODULES = (
     "habitat_vlnr1.obs_transform",
     "habitat_vlnr1.policy",
     "habitat_vlnr1.baselines",
+    "habitat_vlnr1.mixture",
     "habitat_vlnr1.evaluator",
     "habitat_vlnr1.trainers.export",
     "habitat_vlnr1.trainers.convert",
     "habitat_vlnr1.trainers.sft",
+    "habitat_vlnr1.trainers.dagger",
     "habitat_vlnr1.trainers.rft",
 )
 

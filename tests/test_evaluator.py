@@ -288,6 +288,26 @@ def test_videos_of_some_episodes(tmp_path):
     assert len(list(videos.glob("*.png"))) == len(list(videos.glob("*.mp4"))) == 2
 
 
+def test_mixtures_are_rows_each_with_a_rule_of_its_own(tmp_path):
+    def mixture(share):
+        rule = {"name": "probability", "share": share}
+        return {
+            "name": "MixturePolicy",
+            "mixture": {"lead": "ForwardOnlyPolicy", "helper": "OraclePolicy", "rule": rule},
+        }
+
+    nested = mixture(0.0)
+    nested["mixture"]["lead"] = mixture(1.0)
+    policies = {"never": mixture(0.0), "always": mixture(1.0), "nested": nested}
+    summaries, _ = evaluate(make_config(tmp_path, policies), two_environments())
+    assert {name: summaries[name]["SR"] for name in policies} == {"never": 0.75, "always": 1.0, "nested": 1.0}
+    with pytest.raises(ResultsError):  # another rule is another policy: not mixed with old results
+        evaluate(make_config(tmp_path, {"never": mixture(0.5)}), two_environments())
+    with pytest.raises(ValueError, match=r"vlnr1.mixture.helper: no policy 'Nobody'"):
+        nested["mixture"]["helper"] = "Nobody"
+        evaluate(make_config(tmp_path, {"x": nested}), two_environments())
+
+
 def test_unknown_or_no_policies_are_errors(tmp_path):
     with pytest.raises(ValueError, match="no policy 'Nonsense'"):
         evaluate(make_config(tmp_path, {"x": "Nonsense"}), two_environments())

@@ -17,10 +17,9 @@ from habitat_vlnr1.lvlm.inputs import IGNORED
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError
 from habitat_vlnr1.rewards import make_reward
-from habitat_vlnr1.trainers.fitting import keep_some, open_records
+from habitat_vlnr1.trainers.fitting import check_start, keep_some, open_records
 from habitat_vlnr1.trainers.rft_fit import (
     Recorded,
-    check_start,
     draw_curves,
     draw_records,
     make_trainer,

@@ -46,6 +46,18 @@ SMALL_RFT = [
 ]
 
 
+SMALL_DAGGER = [
+    *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
+    "vlnr1.dagger.episodes=2",
+    "vlnr1.sft.max_steps=2",
+    "vlnr1.sft.save_steps=1",
+    "vlnr1.sft.per_device_train_batch_size=2",
+    "vlnr1.sft.evaluate=false",
+    "vlnr1.model.cpu_threads=1",
+    "vlnr1.eval.videos=0",
+]
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
@@ -58,7 +70,7 @@ def run(home, monkeypatch):
     threads = torch.get_num_threads()
 
     def start(name, *overrides, evaluate=False):
-        settings = {"vlnr1_sft": SMALL, "vlnr1_rft": SMALL_RFT, "vlnr1_export": []}[name]
+        settings = {"vlnr1_sft": SMALL, "vlnr1_rft": SMALL_RFT, "vlnr1_dagger": SMALL_DAGGER, "vlnr1_export": []}[name]
         config = get_config(f"{name}.yaml", [*settings, *overrides], CONFIGS)
         trainer = baseline_registry.get_trainer(config.habitat_baselines.trainer_name)(config)
         trainer.eval() if evaluate else trainer.train()
@@ -244,6 +256,55 @@ def test_online_rft_walks_and_is_rewarded_for_where_it_ends(run, home):
     for row in steps:  # two walks of two rows make a group, so a walk's reward counts twice
         assert row["rewards/success/mean"] == pytest.approx(row["walks/success"])
         assert row["reward"] == pytest.approx(row["rewards/progress/mean"] + row["rewards/success/mean"])
+
+
+@pytest.mark.slow
+def test_dagger_walks_labels_and_trains_on_round_by_round(run, home):
+    run("vlnr1_dagger")
+    rounds = [home / f"data/vlnr1/quickstart/dagger/round_{number}/checkpoints/checkpoint-2" for number in (1, 2)]
+    sources = [f"embedded_quickstart_dagger_{number}" for number in (1, 2)]
+    for number, source in enumerate(sources):
+        ego = VLNEgo(home / "data/vln_ego" / source / "train")
+        ego.check_frames()
+        assert len(ego.episodes) == 2
+        assert all(list(episode.labels) == list(range(len(episode.actions))) for episode in ego.episodes)
+        assert len(ego.records(make_memory("current"), 6)[0].answer) == 6
+        origin = ego.meta["dagger"]
+        before = "data/vlnr1/quickstart/checkpoints/checkpoint-4" if number == 0 else str(rounds[0].relative_to(home))
+        assert (origin["round"], origin["beta"], origin["checkpoint"]) == (number + 1, 0.5 ** (number + 1), before)
+        assert ego.meta["expert"] == "pursuit"
+        info = json.loads((rounds[number] / "vlnr1.json").read_text())["info"]
+        assert (info["stage"], info["data"]) == ("dagger", ["embedded", *sources[: number + 1]])
+
+
+@pytest.mark.slow
+def test_interrupted_dagger_goes_on_where_it_was(run, home, capsys):
+    """In the second round: one walk is whole, one line is cut, nothing is trained."""
+    first, second = (home / f"data/vlnr1/quickstart/dagger/round_{number}/checkpoints" for number in (1, 2))
+    walked = home / "data/vln_ego/embedded_quickstart_dagger_2/train"
+    lines = (walked / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (walked / "episodes.jsonl").write_text(lines[0] + lines[1][:50])
+    (walked / "summary.json").unlink()
+    shutil.rmtree(second)
+    made = (first / "checkpoint-2/model.safetensors").stat().st_mtime_ns
+    run("vlnr1_dagger")
+    out = capsys.readouterr().out
+    assert "DAgger round 1" not in out and "(1 episodes are there)" in out and "2 episodes (1 in" in out
+    assert (first / "checkpoint-2/model.safetensors").stat().st_mtime_ns == made
+    again = (walked / "episodes.jsonl").read_text().splitlines(keepends=True)
+    assert again[0] == lines[0]
+    assert [json.loads(line)["episode_id"] for line in again] == [json.loads(line)["episode_id"] for line in lines]
+    run("vlnr1_dagger", evaluate=True)
+    table = capsys.readouterr().out
+    assert "| vlnr1_sft " in table and "| vlnr1_dagger " in table
+
+
+@pytest.mark.slow
+def test_a_set_of_another_checkpoint_is_not_taken_for_a_rounds(run, home):
+    shutil.rmtree(home / "data/vlnr1/quickstart/dagger")
+    (home / "data/vln_ego/embedded_quickstart_dagger_1/train/summary.json").unlink()
+    with pytest.raises(RecordError, match="was exported with dagger="):
+        run("vlnr1_dagger", "vlnr1.dagger.start=data/vlnr1/quickstart/base")
 
 
 @pytest.mark.slow

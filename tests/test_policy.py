@@ -1,5 +1,6 @@
 """The policy's plans: when the model is asked, and that environments cannot mix theirs."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ SPACE = spaces.Dict(
     }
 )
 PLAN = (Action.FORWARD, Action.LEFT, Action.RIGHT, Action.STOP)
+LOG_PROBS = (-0.1, -0.7, -0.2, 0.0)
 
 
 class Decoder:
@@ -36,7 +38,7 @@ class Decoder:
 
     def decode(self, prompts):
         self.asked.append(prompts)
-        return [SimpleNamespace(actions=PLAN, text="plan", valid=True) for _ in prompts]
+        return [SimpleNamespace(actions=PLAN, text="plan", valid=True, log_probs=LOG_PROBS) for _ in prompts]
 
 
 def batch(*clocks):
@@ -91,6 +93,20 @@ def test_the_prompt_holds_history_then_the_current_frame(policy):
 def test_the_answer_is_reported_when_it_is_new(policy):
     assert act(policy, (1, 0))[1].policy_info == [{"vlnr1_text": "plan", "vlnr1_invalid": False}]
     assert act(policy, (1, 1))[1].policy_info == [{}]
+
+
+def test_it_says_how_sure_it_is_of_the_action_now_without_asking_twice(policy):
+    assert policy.confidence(batch((1, 0), (2, 0))) == pytest.approx([math.exp(-0.1)] * 2)
+    assert act(policy, (1, 0), (2, 0))[0] == [1, 1]
+    assert policy.confidence(batch((1, 1), (2, 2))) == pytest.approx([math.exp(-0.7), math.exp(-0.2)])
+    assert len(policy.decoder.asked) == 1
+
+
+def test_a_forgotten_plan_is_made_anew(policy):
+    act(policy, (1, 0), (2, 0))
+    policy.forget([1, 99])
+    assert act(policy, (1, 1), (2, 1))[0] == [1, 2]
+    assert [len(prompts) for prompts in policy.decoder.asked] == [2, 1]
 
 
 def test_the_blind_policy_sees_nothing():

@@ -101,6 +101,38 @@ def test_actions_end_with_the_one_stop(actions):
         Episode("1", "house", "Go.", actions)
 
 
+LABELS = {0: (1, 2), 2: (3, 0)}
+
+
+def test_labels_are_the_answers_and_steps_without_one_are_no_records(tmp_path):
+    """A walk that was not the expert's: it need not end with STOP, and what it did is no label."""
+    writer = EpisodeWriter(tmp_path / "ego", META)
+    writer.write(episode("0", [1, 0]), [jpeg(0)] * 2)
+    writer.write(Episode("1", "house", "Go.", (1, 1, 1, 1), labels=LABELS), [jpeg(0)] * 4)
+    writer.close()
+    ego = VLNEgo(tmp_path / "ego")
+    assert [episode.labels for episode in ego.episodes] == [{}, LABELS]
+    records = ego.records(make_memory("uniform", budget=9), num_actions=2)
+    assert [(r.step, r.history, r.answer) for r in records] == [
+        (0, (), (1, 0)),
+        (1, (0,), (0, 0)),
+        (0, (), (1, 2)),
+        (2, (0, 1), (3, 0)),
+    ]
+    assert records.rows(9) == [[0, 1], [2, 3]]
+    assert records.rows(9, lambda episode, step: step > 0) == [[1], [3]]
+    assert summarize(ego.episodes)["records"] == 4
+    with pytest.raises(RecordError, match="3 actions are asked for, but its labels have 2"):
+        ego.records(make_memory("current"), num_actions=3)[2]
+    assert ego.records(make_memory("current"), num_actions=3)[3].answer == (3, 0, 0)
+
+
+@pytest.mark.parametrize("labels", [{4: (1,)}, {-1: (1,)}, {0: ()}, {0: (0, 1)}, {0: (7,)}])
+def test_a_label_has_a_frame_and_actions(labels):
+    with pytest.raises(RecordError, match=r"label of step|must be 0, 1, 2 or 3"):
+        Episode("1", "house", "Go.", (1, 1, 1, 1), labels=labels)
+
+
 def test_missing_folder_says_what_to_run(tmp_path):
     with pytest.raises(RecordError, match="run --config-name=vlnr1_export first"):
         VLNEgo(tmp_path)

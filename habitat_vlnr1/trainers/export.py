@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ class Walk:
     jpegs: list[bytes] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     descriptions: list[str] = field(default_factory=list)
+    # Where somebody else walks (DAgger): the expert's plans by step, and how many steps were its own.
+    labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    expert_steps: int = 0
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
@@ -140,8 +144,9 @@ class Walkers:
         walks = [Walk() for _ in observations]
         with tqdm(total=sum(self.left), unit="episode", desc="export") as bar:
             while self.envs.num_envs:
-                for walk, observation in zip(walks, observations, strict=True):
-                    self._look(walk, observation)
+                actions = self._decide(walks, observations)
+                for walk, observation, action in zip(walks, observations, actions, strict=True):
+                    self._look(walk, observation, action)
                 outputs = self.envs.step([walk.actions[-1] for walk in walks])
                 observations, _, dones, infos = (list(column) for column in zip(*outputs, strict=True))
                 if not any(dones):
@@ -164,9 +169,13 @@ class Walkers:
             else:
                 self.envs.pause_at(i)
 
-    def _look(self, walk: Walk, observation: dict[str, Any]) -> None:
+    def _decide(self, walks: Sequence[Walk], observations: Sequence[dict[str, Any]]) -> list[int]:
+        """What each environment does now."""
+        return [int(np.asarray(observation[EXPERT]).item()) for observation in observations]
+
+    def _look(self, walk: Walk, observation: dict[str, Any], action: int) -> None:
         walk.jpegs.append(encode_jpeg(observation["rgb"], self.jpeg_quality))
-        walk.actions.append(int(np.asarray(observation[EXPERT]).item()))
+        walk.actions.append(action)
         if DESCRIPTION in observation:
             walk.descriptions.append(decode_text(observation[DESCRIPTION]))
 

@@ -48,10 +48,27 @@ def keep_some(num_actions: int, keep_straight: float, seed: int) -> Callable[[Ep
     chance = np.random.default_rng(seed)
 
     def keep(episode: Episode, step: int) -> bool:
-        future = episode.actions[step : step + num_actions]
+        future = (episode.labels[step] if episode.labels else episode.actions[step:])[:num_actions]
         return set(future) != {Action.FORWARD} or chance.random() < keep_straight
 
     return keep
+
+
+def check_start(config: DictConfig, stage: str = "rft") -> str:
+    """The checkpoint that `vlnr1.<stage>` starts from; ValueError where it was trained to be asked otherwise."""
+    start = checkpoint.resolve(config.vlnr1[stage].start)
+    # A run's folder that is not there must not be taken for the hub id that it may look like.
+    missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
+    if missing_run or not checkpoint.is_checkpoint(start):
+        raise FileNotFoundError(
+            f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft` first, or "
+            f"name one with vlnr1.{stage}.start=<folder or hub id>"
+        )
+    card = checkpoint.read_card(start)
+    checkpoint.check_card(card, action_space(config))
+    for difference in checkpoint.differences(card, **asked_with(config)):
+        raise ValueError(f"{start}: {difference}: take the same for both stages")
+    return start
 
 
 def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:

@@ -28,8 +28,8 @@ class RFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.rft.start` on `vlnr1.data.rft_records` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
-        from habitat_vlnr1.trainers.fitting import join_processes, leave_processes
-        from habitat_vlnr1.trainers.rft_fit import check_start, fit, rewards, rft_arguments
+        from habitat_vlnr1.trainers.fitting import check_start, join_processes, leave_processes
+        from habitat_vlnr1.trainers.rft_fit import fit, rewards, rft_arguments
 
         # What the config gets wrong is said before any work.
         config = self.config
@@ -37,7 +37,7 @@ class RFTTrainer(VLNR1Trainer):
         make_memory(**config.vlnr1.memory)
         rewards(config)
         rft_arguments(config)
-        start = check_start(config)
+        start = check_start(config, "rft")
         state = join_processes(config)
         if config.vlnr1.rft.online is None:
             fit(config, start, self._recorded(state))

@@ -13,7 +13,7 @@ from datasets import Dataset, Image, List
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.policy import action_space, asked_with, prompt_encoder
+from habitat_vlnr1.policy import action_space, prompt_encoder
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import RecordError, Records
 from habitat_vlnr1.rewards import make_reward
@@ -72,23 +72,6 @@ def rewards(config: DictConfig) -> list[Callable[..., list[float]]]:
         raise ValueError("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
     rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
     return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
-
-
-def check_start(config: DictConfig) -> str:
-    """The checkpoint that training starts from, after checking that it was trained to be asked as configured."""
-    start = checkpoint.resolve(config.vlnr1.rft.start)
-    # A run's folder that is not there must not be taken for the hub id that it may look like.
-    missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
-    if missing_run or not checkpoint.is_checkpoint(start):
-        raise FileNotFoundError(
-            f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft` first, or "
-            "name one with vlnr1.rft.start=<folder or hub id>"
-        )
-    card = checkpoint.read_card(start)
-    checkpoint.check_card(card, action_space(config))
-    for difference in checkpoint.differences(card, **asked_with(config)):
-        raise ValueError(f"{start}: {difference}: take the same for both stages")
-    return start
 
 
 def draw_records(

@@ -56,7 +56,7 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     checkpoint.save(folder, model, processor, model_card(config, "warm-up"))
 
 
-def fit(config: DictConfig, start: str, records: Records) -> None:
+def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
     last = checkpoint.newest_checkpoint(config.habitat_baselines.checkpoint_folder)
     if last is not None and is_finished(last, config.vlnr1.sft.max_steps):
@@ -72,7 +72,7 @@ def fit(config: DictConfig, start: str, records: Records) -> None:
         ),
         processing_class=processor,
         peft_config=lora(config.vlnr1.model.lora),
-        callbacks=[CardCallback(model_card(config, "sft"))],
+        callbacks=[CardCallback(model_card(config, stage))],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
