@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,11 @@ CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for 
 SPOT_CHECKS = 200
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _JPEG_END = b"\xff\xd9"
+
+
+def is_folder_name(name: Any) -> bool:
+    """Whether it can name a folder: letters, digits, `_`, `-`, `.`; nothing that leads elsewhere."""
+    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
 
 
 class RecordError(ValueError):
@@ -76,7 +82,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         for name in (self.episode_id, self.scene):
-            if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+            if not is_folder_name(name):
                 raise RecordError(f"episode {self.episode_id!r}: {name!r} cannot be a folder name")
         stops = bool(self.actions) and (self.actions[-1] == Action.STOP or bool(self.labels))
         if not stops or Action.STOP in self.actions[:-1]:
@@ -398,9 +404,8 @@ def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
         remedy: what to do then, for the message.
     """
     content = json.loads(json.dumps(content))
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() and write_first(file, json.dumps(content, indent=2, ensure_ascii=False).encode()):
         return
     old = json.loads(file.read_text(encoding="utf-8"))
     changed = sorted(key for key in {*old, *content} if old.get(key) != content.get(key))
@@ -424,6 +429,25 @@ def drop_half_line(file: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    _written_beside(path, content).replace(path)
+
+
+def write_first(path: Path, content: bytes) -> bool:
+    """Write a file that is not there yet; False, and nothing is changed, when another process was first."""
+    temporary = _written_beside(path, content)
+    try:
+        os.link(temporary, path)  # unlike a rename, it fails where the file has come into being
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _written_beside(path: Path, content: bytes) -> Path:
+    # Several machines may write into one folder, so a process number is not enough.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_bytes(content)
-    temporary.replace(path)
+    return temporary

@@ -216,7 +216,7 @@ class RollIn(Walkers):
     """
 
     def __init__(self, envs: Any, writer: EpisodeWriter, config: DictConfig, silent: bool):
-        super().__init__(envs, writer, config.vlnr1.export.jpeg_quality)
+        super().__init__(envs, writer, config)
         self.transforms = get_active_obs_transforms(config)
         space = apply_obs_transforms_obs_space(envs.observation_spaces[0], self.transforms)
         self.policy = MixturePolicy.from_config(config, space, envs.action_spaces[0]).eval()
@@ -241,9 +241,10 @@ class RollIn(Walkers):
                 walk.labels[len(walk.actions)] = tuple(plan[:stop])
         return decided.env_actions.flatten().tolist()
 
-    def _finish(self, walk: Walk, episode: Any, info: dict[str, Any]) -> None:
-        if not walk.labels:
-            self.skipped[episode.episode_id] = "the expert finds no way to the goal"
+    def _finish(self, walk: Walk, info: dict[str, Any]) -> None:
+        episode = walk.episode
+        if walk.unusable or not walk.labels:
+            self.skipped[episode.episode_id] = walk.unusable or "the expert finds no way to the goal"
             return
         self.writer.write(
             Episode(
