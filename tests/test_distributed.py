@@ -1,4 +1,4 @@
-"""SFT and GRPO on two processes, with and without ZeRO-3, have the losses of one process."""
+"""SFT and GRPO on two processes, with and without ZeRO-2 or ZeRO-3, have the losses of one process."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_two_processes_have_the_losses_of_one(home, stage):  # noqa: F811
         (split / "summary.json").write_text("{}")
     one = train(home, stage, f"{stage}_one", 1, "none")
     assert len(one) == 3 and one[-1]["loss"] != pytest.approx(one[0]["loss"], abs=1e-3)
-    for deepspeed in ("none", "zero3"):
+    for deepspeed in ("none", "zero2", "zero3"):
         for row, wanted in zip(train(home, stage, f"{stage}_{deepspeed}", 2, deepspeed), one, strict=True):
             for key in ("loss", "grad_norm", *(("reward", "kl") if stage == "rft" else ())):
                 assert row[key] == pytest.approx(wanted[key], rel=1e-3, abs=1e-5), (deepspeed, row["step"], key)

@@ -88,7 +88,7 @@ class TinySize:
 
 SIZES = {
     "tiny": TinySize(2, 64, 4, 3, 128, 4, 2, 256),
-    "small": TinySize(4, 128, 4, 6, 256, 8, 4, 640),
+    "small": TinySize(4, 96, 3, 6, 192, 6, 3, 512),
 }
 
 
@@ -168,7 +168,7 @@ def build_tiny(
     Args:
         texts: what the model will read and write; its tokenizer is learned from them.
         space: the actions of the simulator it is made for.
-        size: `tiny` (0.8M parameters) or `small` (6M).
+        size: `tiny` (0.8M parameters) or `small` (3M).
         image_size: side of the square frames in pixels, a multiple of 28; 84 gives 9 visual tokens a frame.
         initializer_range: standard deviation of the initial weights. Qwen's 0.02 hardly learns at this size.
         vocab_size: limit of the learned vocabulary.

@@ -96,7 +96,15 @@ def _environment_config(config: DictConfig, index: int, is_first_rank: bool) -> 
 
 
 class VLNVectorEnvFactory(VectorEnvFactory):
-    """Builds the environments of `config`, one worker process each (threads when HABITAT_ENV_DEBUG is set)."""
+    """Builds the environments of `config`, one worker process each (threads when HABITAT_ENV_DEBUG is set).
+
+    Args:
+        share_episodes: every environment has all episodes, for a caller that deals them out itself; else they are
+            divided.
+    """
+
+    def __init__(self, share_episodes: bool = False):
+        self.share_episodes = share_episodes
 
     def construct_envs(
         self,
@@ -120,9 +128,10 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         if len(dataset.episodes) < number:
             logger.warning(f"{len(dataset.episodes)} episodes: using as many environments instead of {number}")
             number = len(dataset.episodes)
+        parts = [dataset.episodes] * number if self.share_episodes else split_episodes(dataset.episodes, number)
         arguments = tuple(
             (_environment_config(config, index, is_first_rank), dataset.subset(part))
-            for index, part in enumerate(split_episodes(dataset.episodes, number))
+            for index, part in enumerate(parts)
         )
         threads = int(os.environ.get("HABITAT_ENV_DEBUG", 0))
         vector_env = ThreadedVectorEnv if threads else VLNVectorEnv

@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,11 @@ class Walk:
 class Walkers:
     """Walks episodes in a VectorEnv with what a decoder answers.
 
+    Each environment goes on to the end of its plan, and the model is asked when all of them
+    wait for it: one batch then answers for all.
+
     Args:
-        envs: its environments have the method `keep_episodes` and the measures of `MEASURES`.
+        envs: its environments have all episodes, the method `keep_episodes` and the measures of `MEASURES`.
         transforms: observation transforms, the memory among them.
         execute_horizon: actions of an answer that are executed before the next question.
     """
@@ -56,24 +60,25 @@ class Walkers:
         self.envs = envs
         self.transforms = transforms
         self.execute_horizon = execute_horizon
-        self.home: dict[Key, int] = {}
         for index in range(envs.num_envs):
-            for key in envs.call_at(index, "episode_keys"):
-                self.home[tuple(key)] = index
             if EXPERT in envs.observation_spaces[index].spaces:  # it plans at every step, and nobody asks it
                 envs.call_at(index, "silence", {"uuid": EXPERT, "silent": True})
 
     def walk(self, walks: Sequence[Walk], decoder: ActionDecoder) -> None:
-        """Walk all of them to their ends, each in the environment that has its episode."""
-        queues: dict[int, deque[Walk]] = {}
-        for walk in sorted(walks, key=lambda walk: walk.key):  # the same scene again and again
-            queues.setdefault(self.home[walk.key], deque()).append(walk)
-        seen = {index: self._begin(index, queue[0]) for index, queue in queues.items()}
+        """Walk all of them to their ends."""
+        queues = deal(sorted(walks, key=lambda walk: walk.key), self.envs.num_envs)
+        seen = self._begin({index: queue[0] for index, queue in queues.items()})
         while queues:
-            self._answer([queue[0] for queue in queues.values()], [seen[index] for index in queues], decoder)
-            for index, queue in queues.items():
-                self.envs.async_step_at(index, queue[0].plan.popleft())
-            for index in list(queues):
+            # The memory must see every step.
+            rows = list(queues)
+            batch = apply_obs_transforms_batch(batch_obs([seen[index] for index in rows]), self.transforms)
+            if not any(queue[0].plan for queue in queues.values()):
+                self._answer([queues[index][0] for index in rows], batch, decoder)
+            moving = [index for index in rows if queues[index][0].plan]
+            for index in moving:
+                self.envs.async_step_at(index, queues[index][0].plan.popleft())
+            begun: dict[int, Walk] = {}
+            for index in moving:
                 seen[index], _, done, info = self.envs.wait_step_at(index)
                 if done:
                     finished = queues[index].popleft()
@@ -81,25 +86,33 @@ class Walkers:
                     if not queues[index]:
                         del queues[index]
                     elif queues[index][0].key != finished.key:
-                        seen[index] = self._begin(index, queues[index][0])
+                        begun[index] = queues[index][0]
                     # else the environment has started the same episode again by itself
+            seen |= self._begin(begun)
 
-    def _begin(self, index: int, walk: Walk) -> dict[str, np.ndarray]:
-        self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
-        return self.envs.reset_at(index)[0]
+    def _begin(self, walks: dict[int, Walk]) -> dict[int, Any]:
+        """Start a walk in each of these environments; returns what they see."""
+        for index, walk in walks.items():
+            self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
+        return {index: self.envs.reset_at(index)[0] for index in walks}
 
-    def _answer(self, walks: Sequence[Walk], observations: Sequence[Any], decoder: ActionDecoder) -> None:
-        """Look (the memory must see every step), and ask for those walks that have no action left."""
-        batch = apply_obs_transforms_batch(batch_obs(list(observations)), self.transforms)
-        asked = [row for row, walk in enumerate(walks) if not walk.plan]
-        prompts = [prompt_of(batch, row) for row in asked]
-        seeds = [(*walks[row].seed, len(walks[row].turns)) for row in asked]
-        for row, prompt, answer in zip(asked, prompts, decoder.decode(prompts, seeds=seeds), strict=True):
-            walks[row].turns.append((prompt, answer))
-            walks[row].plan.extend(int(action) for action in answer.actions[: self.execute_horizon])
-            if Action.STOP in walks[row].plan:  # nothing comes after it
-                while walks[row].plan[-1] != Action.STOP:
-                    walks[row].plan.pop()
+    def _answer(self, walks: Sequence[Walk], batch: Any, decoder: ActionDecoder) -> None:
+        """Ask for all of them at once, and plan what the answers say."""
+        prompts = [prompt_of(batch, row) for row in range(len(walks))]
+        seeds = [(*walk.seed, len(walk.turns)) for walk in walks]
+        for walk, prompt, answer in zip(walks, prompts, decoder.decode(prompts, seeds=seeds), strict=True):
+            walk.turns.append((prompt, answer))
+            walk.plan.extend(int(action) for action in answer.actions[: self.execute_horizon])
+            if Action.STOP in walk.plan:  # nothing comes after it
+                while walk.plan[-1] != Action.STOP:
+                    walk.plan.pop()
+
+
+def deal(walks: Sequence[Walk], hands: int) -> dict[int, deque[Walk]]:
+    """Divide walks among environments, those of one episode to as few as an equal share allows."""
+    borders = [len(walks) * hand // hands for hand in range(hands + 1)]
+    parts = {hand: deque(walks[a:b]) for hand, (a, b) in enumerate(pairwise(borders))}
+    return {hand: part for hand, part in parts.items() if part}
 
 
 class OnlineTrainer(GroupTrainer):

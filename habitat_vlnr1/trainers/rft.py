@@ -79,10 +79,12 @@ class RFTTrainer(VLNR1Trainer):
             **{
                 "habitat.dataset.split": "train",
                 "habitat_baselines.num_environments": online.num_environments,
+                "habitat_baselines.vector_env_factory.share_episodes": True,
                 "habitat.environment.iterator_options.shuffle": False,
             },
         )
         rows = rows_for_walks(open_dataset(config.habitat).episodes, online.episodes, config.habitat.seed)
         self._init_envs(config, is_eval=False)
         transforms = get_active_obs_transforms(config)
-        return Online(rows, Walkers(self.envs, transforms, config.vlnr1.decoding.execute_horizon))
+        walkers = Walkers(self.envs, transforms, config.vlnr1.decoding.execute_horizon)
+        return Online(rows, walkers)
