@@ -24,10 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
+from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.card import write_card, write_sheet
+from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import (
     Episode,
     EpisodeWriter,
     RecordError,
+    VLNEgo,
     read_episode_lines,
     summarize,
     write_atomically,
@@ -135,15 +139,32 @@ def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[
         "looks_skipped": sum(episode.info.get("looks_skipped", 0) for episode in episodes),
         "skipped": skipped,
         "left_out": [entry._asdict() for entry in left_out],
+        "seeds": {"habitat": config.habitat.seed, "scenes": OmegaConf.select(config, "vlnr1.task.scenes.seed")},
     }
     write_summary(root, shard, summary)
     print_summary(name, summary)
     parts = summary_files(root)
-    if shard and all(part.is_file() for part in parts):
+    finished = all(part.is_file() for part in parts)
+    if shard and finished:
         whole = merged([json.loads(part.read_text(encoding="utf-8")) for part in parts])
         write_summary(root, "", whole)
         print_summary(f"{split}, all {export.num_shards} shards", whole)
+    if finished:
+        leave_card(config, root)
     return summary
+
+
+def leave_card(config: DictConfig, root: Path) -> None:
+    """A README.md and a picture of a few records, as the configured memory shows them, in the exported folder."""
+    try:
+        ego = VLNEgo(root)
+    except RecordError as error:  # every episode was skipped
+        print(error)
+        return
+    records = ego.records(make_memory(**config.vlnr1.memory), config.vlnr1.prompt.num_actions)
+    protocol = ego.meta["protocol"]
+    write_sheet(records, ActionSpace(protocol["forward_step"], protocol["turn_angle"]), root)
+    write_card(ego, "_".join(root.resolve().parts[-3:]), root)
 
 
 def walk_split(
@@ -201,6 +222,7 @@ def merged(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     left_out = dict.fromkeys(LeftOut(**entry) for summary in summaries for entry in summary["left_out"])
     return {
         **{key: sum(summary[key] for summary in summaries) for key in ("episodes", "records", "looks_skipped")},
+        "seeds": summaries[0]["seeds"],
         "actions": {name: actions[name] for name in summaries[0]["actions"]},
         "skipped": {name: why for summary in summaries for name, why in summary["skipped"].items()},
         "left_out": [entry._asdict() for entry in left_out],
