@@ -19,6 +19,7 @@ BASELINES_MODULES = (
     "habitat_vlnr1.trainers.export",
     "habitat_vlnr1.trainers.sft",
     "habitat_vlnr1.trainers.rft",
+    "habitat_vlnr1.trainers.doctor",
 )
 
 

@@ -32,4 +32,5 @@ class VLNR1Trainer(PPOTrainer):
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
-        make_scenes(self.config)
+        if not self.config.vlnr1.dry_run:
+            make_scenes(self.config)
