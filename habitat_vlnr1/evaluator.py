@@ -30,6 +30,7 @@ from habitat_vlnr1.baselines import EXPERT
 from habitat_vlnr1.results import (
     METRICS,
     EpisodeLog,
+    LeftOut,
     episode_key,
     episode_line,
     folder_fingerprint,
@@ -78,6 +79,7 @@ class VLNR1Evaluator(Evaluator):
         agent.eval()
         policies = make_policies(agent, config, device, env_spec)
         chosen = choose_episodes(envs, config.habitat_baselines.test_episode_count)
+        left_out = list(getattr(envs, "left_out", ()))  # before any was walked, by our environment factory
         summaries = []
         for name, policy in policies.items():
             if EXPERT in env_spec.observation_space.spaces and hasattr(policy, "needs"):
@@ -85,12 +87,13 @@ class VLNR1Evaluator(Evaluator):
                     envs.num_envs
                 ):  # the expert plans at every step, which costs as much as the picture
                     envs.call_at(index, "silence", {"uuid": EXPERT, "silent": EXPERT not in policy.needs})
-            summary = _Evaluation(name, policy, envs, config, protocol, chosen, device, obs_transforms).run()
+            summary = _Evaluation(name, policy, envs, config, protocol, chosen, device, obs_transforms).run(left_out)
             for metric in METRICS:
                 if summary[metric] is not None:
                     writer.add_scalar(f"eval_{name}/{metric}", summary[metric], step_id)
             summaries.append(summary)
         print(table(summaries), flush=True)
+        envs.left_out = list(dict.fromkeys(LeftOut(**entry) for s in summaries for entry in s["left_out"]))
         return summaries
 
 
@@ -150,6 +153,7 @@ class _Running:
     episode: Any
     started: float
     poses: list[list[float]]
+    unusable: str | None = None
     actions: list[int] = field(default_factory=list)
     invalid_answers: int = 0
     replay: visualize.Replay | None = None
@@ -203,8 +207,11 @@ class _Evaluation:
             identity |= {"memory": memory, "weights": folder_fingerprint(own["checkpoint"])}
         return identity
 
-    def run(self) -> dict[str, Any]:
-        """Evaluate what is left, write and return the summary; all environments are awake afterwards."""
+    def run(self, left_out: Sequence[LeftOut]) -> dict[str, Any]:
+        """Evaluate what is left, write and return the summary; all environments are awake afterwards.
+
+        left_out: episodes of the split that no environment has, for the summary.
+        """
         total, done = len(self.all_keys), len(self.all_keys) - sum(map(len, self.left))
         with tqdm(total=total, initial=done, desc=self.name, unit="episode") as self.bar:
             try:
@@ -214,11 +221,8 @@ class _Evaluation:
                 self.log.close()
                 self.envs.resume_all()
         lines = [self.log.lines[self._line_key(key)] for key in self.all_keys]
-        summary = summarise(lines, self.name, self.split, self.protocol)
+        summary = summarise(lines, self.name, self.split, self.protocol, left_out)
         write_json(self.folder / "summary.json", summary)
-        for left_out in summary["left_out"]:
-            logger.warning("{policy}: episode {episode_id} is in no average: {reason}".format(
-                policy=self.name, **left_out))  # fmt: skip
         return summary
 
     def _loop(self) -> None:
@@ -279,7 +283,8 @@ class _Evaluation:
     def _begin(self, index: int) -> _Running:
         """Note the episode that environment `index` has just been reset to."""
         episode = self.envs.call_at(index, "current_episode", {"all_info": True})
-        running = _Running(episode, time.monotonic(), [_rounded(self.envs.call_at(index, "pose"))])
+        pose, unusable = self.envs.call_at(index, "pose"), self.envs.call_at(index, "why_unusable")
+        running = _Running(episode, time.monotonic(), [_rounded(pose)], unusable)
         if running.key not in self.left[index]:
             raise RuntimeError(f"environment {index} is at episode {running.key}, which is not its to evaluate")
         if running.key in self.on_video:
@@ -321,6 +326,7 @@ class _Evaluation:
             trajectory_id=getattr(episode, "trajectory_id", None),
             instruction_id=getattr(episode.instruction, "instruction_id", None),
             instruction=episode.instruction.instruction_text,
+            unusable=running.unusable,
             stopped=running.actions[-1] == Action.STOP,
             steps=len(running.actions),
             seconds=round(time.monotonic() - running.started, 3),

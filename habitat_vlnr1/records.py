@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,11 @@ from habitat_vlnr1.memory import Memory
 FORMAT = 1
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _JPEG_END = b"\xff\xd9"
+
+
+def is_folder_name(name: Any) -> bool:
+    """Whether it can name a folder: letters, digits, `_`, `-`, `.`; nothing that leads elsewhere."""
+    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
 
 
 class RecordError(ValueError):
@@ -63,7 +69,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         for name in (self.episode_id, self.scene):
-            if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+            if not is_folder_name(name):
                 raise RecordError(f"episode {self.episode_id!r}: {name!r} cannot be a folder name")
         if not self.actions or self.actions[-1] != Action.STOP or Action.STOP in self.actions[:-1]:
             raise RecordError(f"episode {self.episode_id}: actions must end with the one STOP (0)")
@@ -248,7 +254,7 @@ class EpisodeWriter:
     def _write_meta(self, meta: dict[str, Any]) -> None:
         meta = json.loads(json.dumps(meta))
         path = self.root / "meta.json"
-        if path.exists():
+        if path.exists() or not write_first(path, json.dumps(meta, indent=2).encode()):
             old = json.loads(path.read_text(encoding="utf-8"))
             changed = sorted(key for key in {*old, *meta} if old.get(key) != meta.get(key))
             if changed:
@@ -257,8 +263,6 @@ class EpisodeWriter:
                     f"{self.root} was exported with {key}={old.get(key)!r}, now {key}={meta.get(key)!r}: "
                     "choose another vlnr1.data.source or delete the folder"
                 )
-            return
-        write_atomically(path, json.dumps(meta, indent=2).encode())
 
     def write(self, episode: Episode, jpegs: Sequence[bytes]) -> None:
         """Write one whole episode: `jpegs[i]` is the encoded frame at which `actions[i]` was taken."""
@@ -328,6 +332,25 @@ def drop_half_line(file: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    _written_beside(path, content).replace(path)
+
+
+def write_first(path: Path, content: bytes) -> bool:
+    """Write a file that is not there yet; False, and nothing is changed, when another process was first."""
+    temporary = _written_beside(path, content)
+    try:
+        os.link(temporary, path)  # unlike a rename, it fails where the file has come into being
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _written_beside(path: Path, content: bytes) -> Path:
+    # Several machines may write into one folder, so a process number is not enough.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_bytes(content)
-    temporary.replace(path)
+    return temporary

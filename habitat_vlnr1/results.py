@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from habitat_vlnr1.records import drop_half_line, write_atomically
 
@@ -28,8 +28,31 @@ normalised dynamic time warping and the same times success."""
 _DIGITS = {"NE": 2, "TL": 2}
 
 
+LISTED = 20
+"""How many episodes of one reason are printed by id; all are in summary.json."""
+
+
 class ResultsError(RuntimeError):
     """Results on disk that cannot be used; the message says which, why and what to do."""
+
+
+class LeftOut(NamedTuple):
+    """An episode that is in no average and no export, and why. `scene_id` is as in the dataset's file."""
+
+    episode_id: str
+    scene_id: str
+    reason: str
+
+
+def left_out_text(left_out: Iterable[LeftOut]) -> list[str]:
+    """One line per reason: `'no way from start to goal: 12, 17'`."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in left_out:
+        by_reason.setdefault(entry.reason, []).append(entry.episode_id)
+    return [
+        f"{reason}: {', '.join(ids[:LISTED])}" + (f" and {len(ids) - LISTED} more" if len(ids) > LISTED else "")
+        for reason, ids in by_reason.items()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- episodes.jsonl
@@ -140,12 +163,17 @@ def folder_fingerprint(path: str | Path) -> dict[str, str] | None:
 
 # ------------------------------------------------------------------------------------------------ summary.json
 def summarise(
-    lines: Sequence[Mapping[str, Any]], policy: str, split: str, protocol: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]],
+    policy: str,
+    split: str,
+    protocol: Mapping[str, Any],
+    left_out: Sequence[LeftOut] = (),
 ) -> dict[str, Any]:
     """Averages over episodes, with standard errors (binomial for SR and OS, of the mean for the others).
 
-    An episode in which a metric is NaN, infinite or missing (a start or goal off the navmesh) enters no average;
-    it is listed under `left_out` with the reason. A metric that no episode has (a test split) is null.
+    An episode that is `unusable` (a start or goal off the navmesh), or in which a metric is NaN, infinite or missing,
+    enters no average; it is listed under `left_out` with the reason, after those that could not be walked at all
+    (the argument `left_out`). A metric that no episode has (a test split) is null.
     """
     known = [name for name in METRICS if any(name in line["metrics"] for line in lines)]
     reasons = [_why_left_out(line, known) for line in lines]
@@ -159,16 +187,19 @@ def summarise(
     summary["steps"] = sum(line["steps"] for line in good) / len(good) if good else None
     summary["invalid_answers"] = sum(line["invalid_answers"] for line in good)
     summary["seconds"] = round(sum(line["seconds"] for line in good), 3)
-    summary["left_out"] = [
-        {"episode_id": line["episode_id"], "scene_id": line["scene_id"], "reason": reason}
+    found = [
+        LeftOut(line["episode_id"], line["scene_id"], reason)
         for line, reason in zip(lines, reasons, strict=True)
         if reason
     ]
+    summary["left_out"] = [entry._asdict() for entry in (*left_out, *found)]
     return summary
 
 
 def _why_left_out(line: Mapping[str, Any], known: Iterable[str]) -> str:
     """`'NE is inf, SPL is nan'`, or nothing when every metric is a number."""
+    if line.get("unusable"):
+        return line["unusable"]
     was = line["non_finite"]
     return ", ".join(f"{n} is {was.get(n, 'missing')}" for n in known if line["metrics"].get(n) is None)
 
@@ -210,8 +241,8 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     text.insert(1, "| " + " | ".join(rule) + " |")
     for s in summaries:
         if s["left_out"]:
-            ids = "; ".join(f"{e['episode_id']} ({e['reason']})" for e in s["left_out"])
-            text.append(f"{s['policy']}: {len(s['left_out'])} episodes are not in the averages: {ids}")
+            why = "; ".join(left_out_text(LeftOut(**entry) for entry in s["left_out"]))
+            text.append(f"{s['policy']}: {len(s['left_out'])} episodes are not in the averages: {why}")
     return "\n".join(text)
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from habitat_vlnr1.baselines import ForwardOnlyPolicy, OraclePolicy, RandomPolicy
 from habitat_vlnr1.evaluator import VLNR1Evaluator, choose_episodes
-from habitat_vlnr1.results import ResultsError, read_episodes
+from habitat_vlnr1.results import LeftOut, ResultsError, read_episodes
 
 SPACE = spaces.Dict(
     {
@@ -58,6 +58,9 @@ class Corridor:
 
     def pose(self):
         return [self.x * 0.25, 0.0, 0.0, 0.0]
+
+    def why_unusable(self):
+        return "no way from start to goal" if self.kept[self.at].goal > 50 else None
 
     def topdown_map(self):
         return {"free": np.ones((20, 40), bool), "origin": [-1.0, -0.5], "meters_per_pixel": 0.05}
@@ -229,10 +232,14 @@ def test_another_seed_or_checkpoint_does_not_mix_with_old_results(tmp_path):
 
 def test_an_unreachable_goal_enters_no_average(tmp_path, capsys):
     envs = Envs(Corridor({("a", 1): 3, ("a", 2): 99}))
+    envs.left_out = [LeftOut("3", "b", "no such scene: b")]
     summaries, _ = evaluate(make_config(tmp_path, {"forward_only": "ForwardOnlyPolicy"}), envs)
     assert (summaries["forward_only"]["episodes"], summaries["forward_only"]["SR"]) == (1, 1.0)
-    assert summaries["forward_only"]["left_out"][0] == {"episode_id": "2", "scene_id": "a", "reason": "NE is inf"}
-    assert "2 (NE is inf)" in capsys.readouterr().out
+    assert envs.left_out == [LeftOut("3", "b", "no such scene: b"), LeftOut("2", "a", "no way from start to goal")]
+    assert summaries["forward_only"]["left_out"] == [entry._asdict() for entry in envs.left_out]
+    assert "no such scene: b: 3; no way from start to goal: 2" in capsys.readouterr().out
+    row = lines(tmp_path, "forward_only")[1]  # walked all the same: a submission needs its path
+    assert (row["episode_id"], row["unusable"]) == ("2", "no way from start to goal") and len(row["positions"]) > 1
 
 
 class Recorder(ForwardOnlyPolicy):

@@ -10,7 +10,9 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
+from habitat_vlnr1.policy import action_space
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
+from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "sim_configs")
@@ -18,12 +20,20 @@ TRAINER_CONFIGS = os.path.join(os.path.dirname(__file__), "..", "configs", "trai
 MEASURES = ["OracleSuccess", "OracleNavigationError", "PathLength", "StepsTaken", "NDTW", "SDTW"]
 SENSORS = ["VLNR1InstructionSensor", "VLNR1ClockSensor", "VLNR1ExpertSensor", "VLNR1DescriptionSensor"]
 
+PROTOCOLS = {  # turn angle, HFOV, sliding, camera and agent height, width, height
+    "r2r": (15, 90, True, 1.25, 1.5, 224, 224),
+    "rxr": (30, 79, False, 0.88, 0.88, 640, 480),
+    "navid": (30, 90, True, 1.25, 1.5, 640, 480),
+    "navila": (15, 90, True, 1.25, 1.5, 512, 512),
+    "streamvln": (15, 79, True, 1.25, 1.5, 640, 480),
+}
+
 
 def test_register_can_be_repeated():
     register()
     register()
     register_sim()
-    assert habitat.registry.get_dataset("VLN-CE-v1") is not None
+    assert all(habitat.registry.get_dataset(name) for name in ("VLN-CE-v1", "RxR-VLN-CE-v1"))
     assert all(habitat.registry.get_measure(name) for name in MEASURES)
     assert all(habitat.registry.get_sensor(name) for name in SENSORS)
     for name in ("VLNR1Policy", "RandomPolicy", "ForwardOnlyPolicy", "OraclePolicy"):
@@ -40,12 +50,12 @@ def test_the_plugin_appends_both_roots():
     assert all(root.is_dir() for root in config_roots())
 
 
-@pytest.mark.parametrize("task", ["embedded", "embedded_rustic", "r2r", "r2r_test"])
-@pytest.mark.parametrize("protocol", ["embedded", "r2r"])
+@pytest.mark.parametrize("task", ["embedded", "embedded_rustic", "r2r", "r2r_test", "rxr", "rxr_test"])
+@pytest.mark.parametrize("protocol", ["embedded", *PROTOCOLS])
 def test_every_task_composes_with_every_protocol(task, protocol):
     config = get_config("sim_test.yaml", [f"vlnr1/task={task}", f"vlnr1/protocol={protocol}"], CONFIGS)
     ours, sim = config.vlnr1.protocol, config.habitat.simulator
-    assert (ours.name, config.vlnr1.task.name) == (protocol, "r2r" if task == "r2r_test" else task)
+    assert (ours.name, config.vlnr1.task.name) == (protocol, task.removesuffix("_test"))
     camera = sim.agents.main_agent.sim_sensors.rgb_sensor
     assert [camera.width, camera.height, camera.hfov] == [ours.width, ours.height, ours.hfov]
     assert list(camera.position) == [0, ours.camera_height, 0]
@@ -56,9 +66,26 @@ def test_every_task_composes_with_every_protocol(task, protocol):
     assert list(config.habitat.task.actions) == ["stop", "move_forward", "turn_left", "turn_right"]
     assert list(config.habitat.gym.obs_keys) == ["rgb", "vlnr1_instruction", "vlnr1_clock"]
     for name in ("success", "oracle_success", "ndtw"):
-        if task != "r2r_test":
+        if not task.endswith("_test"):
             assert config.habitat.task.measurements[name].success_distance == ours.success_distance
     assert OmegaConf.missing_keys(config.habitat) <= {"habitat.simulator.agents_order"}
+    dataset = OmegaConf.to_object(config.habitat.dataset)
+    assert dataset.type == ("RxR-VLN-CE-v1" if task.startswith("rxr") else "VLN-CE-v1")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocols_words_follow_its_numbers(name):
+    ours = get_config("sim_test.yaml", [f"vlnr1/protocol={name}"], CONFIGS).vlnr1.protocol
+    keys = ("turn_angle", "hfov", "sliding", "camera_height", "agent_height", "width", "height")
+    assert tuple(ours[key] for key in keys) == PROTOCOLS[name]
+    assert (ours.max_steps, ours.success_distance) == (500, 3.0)
+    assert action_space(OmegaConf.create({"vlnr1": {"protocol": ours}})).options() == [
+        "A. Move forward 25 cm",
+        f"B. Turn left {PROTOCOLS[name][0]} degrees",
+        f"C. Turn right {PROTOCOLS[name][0]} degrees",
+        "D. Stop",
+    ]
+    assert protocol_text(ours).startswith(f"protocol {name}: forward_step 0.25, turn_angle {PROTOCOLS[name][0]}, ")
 
 
 def test_extra_sensors_are_added_by_config():

@@ -7,6 +7,7 @@ import pytest
 
 from habitat_vlnr1.results import (
     EpisodeLog,
+    LeftOut,
     ResultsError,
     episode_line,
     folder_fingerprint,
@@ -92,8 +93,19 @@ def test_numbers_that_are_none_are_left_out_and_named(tmp_path):
     summary = summarise(lines, "random", "val_unseen", PROTOCOL)
     assert (summary["episodes"], summary["NE"]) == (1, 2.0)
     assert summary["left_out"] == [{"episode_id": "2", "scene_id": "a.glb", "reason": "SPL is nan, NE is inf"}]
-    assert "2 (SPL is nan, NE is inf)" in table([summary])
+    assert "random: 1 episodes are not in the averages: SPL is nan, NE is inf: 2" in table([summary])
     write_json(tmp_path / "summary.json", summary)  # strict JSON
+
+
+def test_unusable_and_unwalked_episodes_are_listed_with_their_reasons():
+    lines = [line("1"), line("2") | {"unusable": "goal is off the navmesh"}]
+    before = [LeftOut(str(number), "b.glb", "no such scene: b.glb") for number in range(10, 40)]
+    summary = summarise(lines, "random", "val_unseen", PROTOCOL, before)
+    assert summary["episodes"] == 1 and len(summary["left_out"]) == 31
+    assert summary["left_out"][-1] == {"episode_id": "2", "scene_id": "a.glb", "reason": "goal is off the navmesh"}
+    text = table([summary]).splitlines()[-1]
+    assert text.startswith("random: 31 episodes are not in the averages: no such scene: b.glb: 10, 11, ")
+    assert text.endswith(", 29 and 10 more; goal is off the navmesh: 2")
 
 
 def test_a_metric_that_one_episode_lacks_leaves_it_out():

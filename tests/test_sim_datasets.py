@@ -1,12 +1,20 @@
-"""The dataset VLN-CE-v1: what it reads, what it refuses, and in which words."""
+"""The datasets VLN-CE-v1 and RxR-VLN-CE-v1: what they read, what they leave out or refuse, and in which words."""
 
 import gzip
 import json
 
 import pytest
+from habitat import make_dataset
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.sim.datasets import VLNCEDataset, VLNCEDatasetConfig, parse_episode
+from habitat_vlnr1.sim.datasets import (
+    EmptyShard,
+    RxRVLNCEDataset,
+    RxRVLNCEDatasetConfig,
+    VLNCEDataset,
+    VLNCEDatasetConfig,
+)
+from habitat_vlnr1.sim.episode_files import parse_episode
 
 
 def raw_episode(name=1, scene="mp3d/A/A.glb", **changes):
@@ -35,9 +43,9 @@ def load(tmp_path, episodes=None, gt=None, **config):
         write(tmp_path / "val.json.gz", {"episodes": episodes})
     if gt is not None:
         write(tmp_path / "val_gt.json.gz", gt)
+        config["gt_path"] = str(tmp_path / "{split}_gt.json.gz")
     settings = {
         "data_path": str(tmp_path / "{split}.json.gz"),
-        "gt_path": str(tmp_path / "{split}_gt.json.gz"),
         "split": "val",
         "scenes_dir": "scenes",
         **config,
@@ -83,22 +91,38 @@ def test_filters(tmp_path):
     ("changes", "words"),
     [
         ({"start_position": None}, "missing start_position"),
-        ({"instruction": {}}, "instruction_text"),
-        ({"start_rotation": [0, 0, 1]}, "start_rotation must be 4 finite numbers"),
-        ({"start_position": [0, float("nan"), 1]}, "start_position must be 3 finite numbers"),
-        ({"goals": [{"radius": 3}]}, "goals must be an object with a position"),
-        ({"reference_path": [[0, "x", 0]]}, "reference_path point must be 3 numbers"),
+        ({"instruction": {}}, "instruction must be an object with the text instruction_text"),
+        ({"start_rotation": [0, 0, 1]}, "start_rotation must be 4 finite numbers, got [0, 0, 1]"),
+        ({"start_rotation": [0, 0, 0, 0]}, "start_rotation must be a unit quaternion [x, y, z, w], got [0, 0, 0, 0]"),
+        ({"start_position": [0, float("nan"), 1]}, "start_position must be 3 finite numbers, got [0, nan, 1]"),
+        ({"start_position": "123"}, "start_position must be 3 finite numbers, got '123'"),
+        ({"goals": [{"radius": 3}]}, "every entry of goals must be an object with a position"),
+        ({"reference_path": [[0, "x", 0]]}, "reference_path point must be 3 numbers, got [0, 'x', 0]"),
+        ({"scene_id": "../A.glb"}, "scene_id '../A.glb' does not name a file below the scenes' folder"),
+        ({"scene_id": "/etc/A.glb"}, "scene_id '/etc/A.glb' does not name a file below the scenes' folder"),
+        ({"episode_id": "../../2"}, "episode_id '../../2' cannot be a folder name"),
+        ({"episode_id": 1}, "this episode_id occurs twice"),
     ],
 )
-def test_a_bad_episode_is_named(tmp_path, changes, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        load(tmp_path, [raw_episode(1), raw_episode(2, **changes)])
-    assert "val.json.gz: episode 2 (entry 1)" in str(caught.value) and "\n" not in str(caught.value)
+def test_a_bad_episode_is_left_out_and_named(tmp_path, changes, words):
+    dataset = load(tmp_path, [raw_episode(1), raw_episode(2, **changes), raw_episode(3)])
+    assert [episode.episode_id for episode in dataset.episodes] == ["1", "3"]
+    (entry,) = dataset.left_out
+    assert entry.episode_id == str(changes.get("episode_id", 2))
+    assert entry.reason == f"entry 1 of val.json.gz: {words}"
 
 
-def test_duplicate_episode_id(tmp_path):
-    with pytest.raises(ValueError, match=r"episode 1 \(entry 1\): this episode_id occurs twice"):
-        load(tmp_path, [raw_episode(1), raw_episode("1")])
+def test_left_out_entries_follow_the_filters(tmp_path):
+    bad = [raw_episode(1), raw_episode(2, start_position=[]), raw_episode(3, "mp3d/B/B.glb", start_position=[])]
+    assert [e.episode_id for e in load(tmp_path, bad).left_out] == ["2", "3"]
+    assert [e.episode_id for e in load(tmp_path, bad, content_scenes=["A"]).left_out] == ["2"]
+    assert load(tmp_path, bad, episode_ids=["1"]).left_out == []
+    assert [e.episode_id for e in load(tmp_path, bad, episode_ids=["1", "3"]).left_out] == ["3"]
+
+
+def test_a_file_of_nothing_but_bad_entries_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"val.json.gz: no usable episode \(entry 0 of val.json.gz: not an object\)"):
+        load(tmp_path, [3, {}])
 
 
 def test_missing_and_damaged_files(tmp_path):
@@ -123,14 +147,130 @@ def test_ground_truth(tmp_path):
     gt = {"1": {"locations": [[0, 0, 0], [0, 0, -0.25]], "actions": [1, 0], "forward_steps": 1}, "5": {}}
     dataset = load(tmp_path, [raw_episode(1), raw_episode(2)], gt)
     truth = dataset.ground_truth("1")
-    assert truth.actions == (1, 0) and truth.locations.shape == (2, 3)
-    with pytest.raises(ValueError, match=r"val_gt.json.gz: episode 2: no usable"):
+    assert truth.actions == (1, 0) and truth.locations.shape == (2, 3) and truth.looks == 0
+    with pytest.raises(ValueError, match=r"val_gt.json.gz: episode 2: not in the file"):
         dataset.ground_truth("2")
-    gt["1"]["actions"] = [1]
-    with pytest.raises(ValueError, match="must end in 0"):
-        load(tmp_path, [raw_episode(1)], gt).ground_truth("1")
+    assert dataset.subset(dataset.episodes[1:]).ground_truth_problem("1") == "not in the file"  # a worker's part alone
 
 
-def test_no_ground_truth_file(tmp_path):
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({}, "missing actions, locations"),
+        ({"actions": [0]}, "missing locations"),
+        ({"actions": [1], "locations": [[0, 0, 0]]}, "actions must be 0 to 5 and end in the one 0"),
+        ({"actions": [1, 0, 2, 0], "locations": [[0, 0, 0]]}, "actions must be 0 to 5 and end in the one 0"),
+        ({"actions": [7, 0], "locations": [[0, 0, 0]]}, "actions must be 0 to 5 and end in the one 0"),
+        ({"actions": ["x"], "locations": [[0, 0, 0]]}, "actions must be whole numbers, locations [n, 3] numbers"),
+        ({"actions": [0], "locations": [[0, 0]]}, "locations must be [n, 3] finite numbers"),
+        ({"actions": [0], "locations": [[0, 0, float("nan")]]}, "locations must be [n, 3] finite numbers"),
+    ],
+)
+def test_bad_ground_truth_is_the_episodes_alone(tmp_path, entry, problem):
+    good = {"locations": [[0, 0, 0]], "actions": [0], "forward_steps": 0}
+    dataset = load(tmp_path, [raw_episode(1), raw_episode(2)], {"1": entry, "2": good})
+    assert dataset.ground_truth_problem("1") == problem and dataset.ground_truth_problem("2") is None
+
+
+def test_ground_truth_files(tmp_path):
     assert load(tmp_path, [raw_episode()]).ground_truth("1") is None
-    assert load(tmp_path, [raw_episode()], gt_path=None).ground_truth("1") is None
+    with pytest.raises(FileNotFoundError, match=r"val_gt.json.gz: no such file.*gt_path=null"):
+        load(tmp_path, [raw_episode()], gt_path=str(tmp_path / "{split}_gt.json.gz"))
+    dataset = load(tmp_path, [raw_episode()], [])
+    with pytest.raises(ValueError, match="is this a ground-truth file"):
+        dataset.ground_truth_problem("1")
+
+
+def test_shards_are_whole_scenes_of_about_equal_size(tmp_path):
+    scenes = "AAAAABBBBCCCDD"  # 5, 4, 3, 2
+    episodes = [raw_episode(i, f"mp3d/{s}/{s}.glb") for i, s in enumerate(scenes)]
+    parts = [load(tmp_path, episodes, shard=shard, num_shards=2).episodes for shard in range(2)]
+    assert [{scenes[int(e.episode_id)] for e in part} for part in parts] == [{"A", "D"}, {"B", "C"}]
+    assert sorted(int(e.episode_id) for part in parts for e in part) == list(range(14))
+    with pytest.raises(EmptyShard, match="4 scenes for 5 shards: none for shard 4"):
+        load(tmp_path, episodes, shard=4, num_shards=5)
+    with pytest.raises(ValueError, match="count from 0"):
+        load(tmp_path, episodes, shard=2, num_shards=2)
+
+
+# ------------------------------------------------------------------------------------------------ RxR-VLN-CE-v1
+def rxr_episode(name, language="en-US", **changes):
+    words = {
+        "instruction_id": 100 + int(name),
+        "instruction_text": f"You are in {name}.",
+        "language": language,
+        "annotator_id": 3,
+        "edit_distance": 0.1,
+        "timed_instruction": [{"end_time": 1.4, "word": "You", "start_time": 0.2}, {"word": "are", "start_time": 2}],
+    }
+    return raw_episode(str(name), trajectory_id=None, instruction=words, **changes)
+
+
+GT = {"locations": [[0, 0, 0], [0, 0, -0.25]], "actions": [5, 1, 4, 4, 2, 0], "forward_steps": 1}
+
+
+def load_rxr(tmp_path, guide, follower=None, gt=False, split="val_unseen", **config):
+    folder = tmp_path / split
+    folder.mkdir(exist_ok=True)
+    for role, episodes in (("guide", guide), ("follower", follower)):
+        if episodes is not None:
+            write(folder / f"{split}_{role}.json.gz", {"episodes": episodes})
+            truth = GT | {"locations": GT["locations"] if role == "guide" else [[9, 9, 9]]}
+            write(folder / f"{split}_{role}_gt.json.gz", {e["episode_id"]: truth for e in episodes})
+    settings = {"data_path": str(tmp_path / "{split}/{split}_{role}.json.gz"), "split": split, "scenes_dir": "scenes"}
+    if gt:
+        settings["gt_path"] = str(tmp_path / "{split}/{split}_{role}_gt.json.gz")
+    return RxRVLNCEDataset(OmegaConf.structured(RxRVLNCEDatasetConfig(**settings | config)))
+
+
+def ids(dataset):
+    return [episode.episode_id for episode in dataset.episodes]
+
+
+def test_rxr_is_english_guides_by_default(tmp_path):
+    guide = [rxr_episode(i, tongue) for i, tongue in enumerate(["en-US", "hi-IN", "en-IN", "te-IN"])]
+    dataset = load_rxr(tmp_path, guide, [rxr_episode(9)])
+    assert ids(dataset) == ["0", "2"] and dataset.instruction_vocab is None and dataset.left_out == []
+    words = dataset.episodes[1].instruction
+    assert (words.instruction_id, words.language, words.role, words.timed_instruction) == (102, "en-IN", "guide", None)
+    assert dataset.episodes[1].trajectory_id == "2"  # RxR has none
+    assert ids(load_rxr(tmp_path, guide, languages=["hi-IN"])) == ["1"]
+    assert ids(load_rxr(tmp_path, guide, languages=["*"])) == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match=r"languages: 'fr-\*' matches none of en-US, en-IN, hi-IN, te-IN"):
+        load_rxr(tmp_path, guide, languages=["en-US", "fr-*"])
+    kept = load_rxr(tmp_path, guide, timed_instructions=True).episodes[0].instruction.timed_instruction
+    assert kept[0] == {"end_time": 1.4, "word": "You", "start_time": 0.2}
+
+
+def test_rxr_roles_and_their_ground_truth(tmp_path):
+    dataset = load_rxr(tmp_path, [rxr_episode(1)], [rxr_episode(2), rxr_episode(1)], gt=True, roles=["*"])
+    assert [(e.episode_id, e.instruction.role) for e in dataset.episodes] == [("1", "guide"), ("2", "follower")]
+    assert dataset.left_out[0].reason == "entry 1 of val_unseen_follower.json.gz: this episode_id occurs twice"
+    assert dataset.ground_truth("1").locations.tolist() == GT["locations"]
+    assert dataset.ground_truth("2").locations.tolist() == [[9, 9, 9]]
+    assert (dataset.ground_truth("1").actions, dataset.ground_truth("1").looks) == ((1, 2, 0), 3)
+
+
+def test_rxr_test_challenge_has_guides_without_goals(tmp_path):
+    bare = rxr_episode(1, goals=None, reference_path=None, info=None)
+    assert ids(load_rxr(tmp_path, [bare], split="test_challenge", roles=["*"])) == ["1"]
+    with pytest.raises(ValueError, match=r"roles \(split test_challenge\): 'follower' matches none of guide"):
+        load_rxr(tmp_path, [bare], split="test_challenge", roles=["follower"])
+
+
+def test_rxr_lacking_what_a_submission_needs_is_left_out(tmp_path):
+    lacking = rxr_episode(2)
+    del lacking["instruction"]["instruction_id"], lacking["instruction"]["language"]
+    dataset = load_rxr(tmp_path, [rxr_episode(1), lacking])
+    assert [e.reason for e in dataset.left_out] == [
+        "entry 1 of val_unseen_guide.json.gz: instruction lacks instruction_id, language"
+    ]
+
+
+def test_both_are_registered_under_their_users_names(tmp_path):
+    load_rxr(tmp_path, [rxr_episode(1)])
+    path = str(tmp_path / "{split}/{split}_{role}.json.gz")
+    config = RxRVLNCEDatasetConfig(data_path=path, split="val_unseen", scenes_dir=str(tmp_path))
+    assert ids(make_dataset("RxR-VLN-CE-v1", config=OmegaConf.structured(config))) == ["1"]
+    assert RxRVLNCEDataset.check_config_paths_exist(OmegaConf.structured(config))
+    assert isinstance(make_dataset("VLN-CE-v1"), VLNCEDataset)

@@ -8,10 +8,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from habitat.config import read_write
 from habitat_baselines.config.default import get_config
 
-from habitat_vlnr1.sim import measures
+from habitat_vlnr1.sim import env_factory
 from habitat_vlnr1.sim.env_factory import VLNVectorEnvFactory
 from habitat_vlnr1.sim.expert import Walker
 from habitat_vlnr1.sim.text import decode_text
@@ -233,12 +232,73 @@ def test_episodes_without_goals(config, data):
     env.close()
 
 
-def test_no_way_to_the_goal_is_reported_by_episode(config):
-    env = make_env(config("habitat.dataset.max_episodes=1"))
-    with read_write(env.unwrapped.config):
-        env.unwrapped.habitat_env.episodes[0].goals[0].position = [500.0, 0.0, 500.0]
-    with mock.patch.object(measures.logger, "warning") as warning:
-        _, info = walk(env, lambda seen: 0)
-    assert "episode 1 in" in warning.call_args[0][0] and "no way from start to goal" in warning.call_args[0][0]
+def change_episodes(data, split, change):
+    """A split like train, of which `change` makes another: a function of the parsed episodes and ground truth."""
+    folder = data / "data/datasets/vln/embedded"
+    files = {f"{split}.json.gz": "train/train.json.gz", f"{split}_gt.json.gz": "train/train_gt.json.gz"}
+    content, truth = (json.loads(gzip.decompress((folder / path).read_bytes())) for path in files.values())
+    change(content["episodes"], truth)
+    (folder / split).mkdir(exist_ok=True)
+    for name, value in zip(files, (content, truth), strict=True):
+        (folder / split / name).write_bytes(gzip.compress(json.dumps(value).encode()))
+
+
+def test_what_cannot_be_walked_is_left_out_and_listed(config, data, monkeypatch):
+    """A missing scene, no ground truth, no goal, a long instruction: the rest goes on."""
+    monkeypatch.setenv("HABITAT_ENV_DEBUG", "1")
+
+    def spoil(episodes, truth):
+        episodes[:] = [episodes[0] | {"episode_id": number} for number in range(5)]
+        episodes[1]["scene_id"] = "embedded/none/none.glb"
+        del episodes[3]["goals"]
+        episodes[4] = episodes[4] | {"instruction": {"instruction_text": "Go. " * 300}}
+        truth.update({str(number): truth["1"] for number in (0, 1, 3, 4)})
+        del truth["2"]
+
+    change_episodes(data, "spoilt", spoil)
+    with mock.patch.object(env_factory.logger, "warning") as warning:
+        envs = VLNVectorEnvFactory().construct_envs(config("habitat.dataset.split=spoilt"))
+    try:
+        assert envs.number_of_episodes == [1] and envs.call_at(0, "episode_keys")[0][1] == "0"
+        reasons = {entry.episode_id: entry.reason for entry in envs.left_out}
+        assert reasons == {
+            "1": "no such scene: data/scene_datasets/embedded/none/none.glb",
+            "2": "ground truth: not in the file",
+            "3": "no goal",
+            "4": "instruction of 1200 bytes: raise habitat.task.lab_sensors.vlnr1_instruction.max_bytes",
+        }
+        assert envs.left_out[0].scene_id == "embedded/none/none.glb"
+        said = [call.args[0] for call in warning.call_args_list]
+        assert "split spoilt: left out: ground truth: not in the file: 2" in said
+    finally:
+        envs.close()
+
+
+def test_a_damaged_ground_truth_file_is_an_error(config, data):
+    change_episodes(data, "cut", lambda episodes, truth: None)
+    path = data / "data/datasets/vln/embedded/cut/cut_gt.json.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"cut_gt.json.gz: the gzip stream is cut or damaged; fetch it again"):
+        VLNVectorEnvFactory().construct_envs(config("habitat.dataset.split=cut"))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("start_position", "start is off the navmesh"), ("goals", "goal is off the navmesh")],
+)
+def test_off_the_navmesh_is_said_and_the_expert_stops(config, key, reason):
+    env = make_env(config("habitat.dataset.max_episodes=1", "+vlnr1/sensors=[expert]"))
+    habitat_env = env.unwrapped.habitat_env
+    env.reset()
+    assert env.why_unusable() is None
+    far = [500.0, 0.0, 500.0]
+    if key == "goals":
+        habitat_env.episodes[0].goals[0].position = far
+    else:
+        habitat_env.episodes[0].start_position = far
+    observations, info = walk(env, expert)
+    habitat_env._current_episode = habitat_env.episodes[0]
+    assert env.why_unusable() == reason
+    assert expert(observations[:-1]) == 0  # the expert stops where no way leads on
     assert np.isinf(info["oracle_navigation_error"]) and info["oracle_success"] == 0 and info["success"] == 0
     env.close()

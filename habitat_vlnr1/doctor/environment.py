@@ -208,7 +208,7 @@ def limits(config: DictConfig) -> Iterator[Finding]:
     if free < GIB:
         yield warning(
             "shared memory",
-            f"/dev/shm has {free / 2**20:.0f} MiB free; data loader workers and NCCL end in 'bus error' below about 1 GiB",
+            f"/dev/shm has {free / 2**20:.0f} MiB free; data loader workers and NCCL can end in 'bus error'",
             "run the container with --shm-size=8g or --ipc=host, or set vlnr1.sft.dataloader_num_workers=0",
         )
     else:

@@ -101,10 +101,9 @@ class TaskData:
         self._scenes |= scenes
         self.episodes[split] = len(episodes)
         yield ok(topic, f"{len(episodes):,} in {len(scenes)} scenes")
-        left_out = getattr(dataset, "left_out", [])
-        if left_out:
-            names = shown(f"{entry.episode_id} ({entry.reason})" for entry in left_out)
-            yield warning(topic, f"{len(left_out)} left out: {names}", self._source())
+        if dataset.left_out:
+            names = shown(f"{entry.episode_id} ({entry.reason})" for entry in dataset.left_out)
+            yield warning(topic, f"{len(dataset.left_out)} left out: {names}", self._source())
         without = [episode.episode_id for episode in episodes if not episode.goals]
         if without and "distance_to_goal" in self.config.habitat.task.measurements:
             task = f"{self.config.vlnr1.task.name}_test"
@@ -166,8 +165,8 @@ class TaskData:
         elif without and not self.generated:
             yield warning(
                 "navmesh",
-                f"{len(without)} of {len(scenes)} scenes have no .navmesh beside the .glb: {shown(without)}; habitat-sim "
-                "makes one at each load, slowly, and geodesic distances differ from published ones",
+                f"{len(without)} of {len(scenes)} scenes have no .navmesh beside the .glb: {shown(without)}; "
+                "habitat-sim makes one at each load, slowly, and geodesic distances differ from published ones",
                 SCENES_FROM,
             )
         elif scenes:
@@ -178,8 +177,7 @@ def files_of(dataset_config: DictConfig, template: str | None, split: str) -> li
     """The files that a `{split}` (and `{role}`) template stands for; none without a template."""
     if not template:
         return []
-    dataset = registry.get_dataset(dataset_config.type)
-    roles = dataset.roles(dataset_config) if hasattr(dataset, "roles") else [""]
+    roles = registry.get_dataset(dataset_config.type).roles(dataset_config)
     return [template.format(split=split, role=role) for role in roles]
 
 

@@ -1,213 +1,289 @@
-"""The dataset `VLN-CE-v1`: episodes in the R2R-CE schema (VLN-CE's `{split}.json.gz`, plain or preprocessed).
+"""The datasets `VLN-CE-v1` (R2R-CE) and `RxR-VLN-CE-v1` (RxR-CE), under the names that VLN-CE gave them.
 
-Habitat's own `R2RVLN-v1` needs `instruction_vocab`, `goals` and `reference_path`, which the split `test` lacks.
+R2R-CE v1-3 is read plain and preprocessed, with every split. Habitat's own `R2RVLN-v1` needs `instruction_vocab`,
+`goals` and `reference_path`, which RxR-CE and the split `test` lack.
+
+A file that cannot be read ends the run; a bad entry of a good file is left out, and `left_out` says which and why.
 """
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
-import attr
-import numpy as np
 from habitat.config.default_structured_configs import DatasetConfig
 from habitat.core.dataset import Dataset
 from habitat.core.registry import registry
 from habitat.datasets.utils import VocabDict
-from habitat.tasks.nav.nav import NavigationGoal
 from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-SCENES_PREFIX = "data/scene_datasets/"
-_EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
-_INSTRUCTION_KEYS = {field.name for field in attr.fields(InstructionData)}
+from habitat_vlnr1.results import LeftOut
+from habitat_vlnr1.sim.episode_files import (
+    SCENES_PREFIX,
+    GroundTruth,
+    RxRInstruction,
+    collector_paused,
+    ground_truth_or_reason,
+    parse_episode,
+    read_json_gz,
+    without_times,
+)
+
+ROLES = ("guide", "follower")
+LANGUAGES = ("en-US", "en-IN", "hi-IN", "te-IN")
 
 
 @dataclass
 class VLNCEDatasetConfig(DatasetConfig):
-    """Habitat's dataset config plus the ground-truth file and two filters."""
+    """Habitat's dataset config plus the ground-truth file and filters."""
 
     type: str = "VLN-CE-v1"
     data_path: str = "data/datasets/R2R_VLNCE_v1-3_preprocessed/{split}/{split}.json.gz"
     gt_path: str | None = None  # "{split}" template of the ground-truth file; None: there is none
     episode_ids: list[str] | None = None  # keep only these episodes; None: all
     max_episodes: int | None = None  # keep only the first N of those; None: all
+    shard: int = 0  # keep only the scenes of this part …
+    num_shards: int = 1  # … of so many
 
 
-ConfigStore.instance().store(package="habitat.dataset", group="habitat/dataset", name="vlnce", node=VLNCEDatasetConfig)
+@dataclass
+class RxRVLNCEDatasetConfig(VLNCEDatasetConfig):
+    """RxR-CE: a file for each role, several languages in it."""
+
+    type: str = "RxR-VLN-CE-v1"
+    data_path: str = "data/datasets/RxR_VLNCE_v0/{split}/{split}_{role}.json.gz"
+    roles: list[str] = field(default_factory=lambda: ["guide"])  # guide, follower; "*": both
+    languages: list[str] = field(default_factory=lambda: ["en-*"])  # en-US, en-IN, hi-IN, te-IN; * stands for any text
+    timed_instructions: bool = False  # keep when each word was spoken (nine tenths of the file)
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """One entry of `{split}_gt.json.gz`."""
-
-    locations: np.ndarray  # float64 [forwards + 1, 3], metres
-    actions: tuple[int, ...]  # 0 stop, 1 forward, 2 left, 3 right; ends in 0
+for _name, _node in (("vlnce", VLNCEDatasetConfig), ("rxr_vlnce", RxRVLNCEDatasetConfig)):
+    ConfigStore.instance().store(package="habitat.dataset", group="habitat/dataset", name=_name, node=_node)
 
 
-def read_json_gz(path: str) -> Any:
-    """The parsed content of a gzipped JSON file; FileNotFoundError or ValueError say what to do."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file; download or generate the data, or set habitat.dataset")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return json.load(file)
-    except gzip.BadGzipFile:
-        raise ValueError(f"{path}: not a gzip file (a Git LFS pointer or an error page?); fetch it again") from None
-    except (EOFError, zlib.error):
-        raise ValueError(f"{path}: the gzip stream is cut or damaged; fetch it again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); fetch it again") from None
-
-
-def _vector(value: Any, length: int, name: str) -> list[float]:
-    """`value` as `length` finite floats, or ValueError."""
-    try:
-        vector = [float(x) for x in value]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be {length} numbers, got {value!r}") from None
-    if len(vector) != length or not np.isfinite(vector).all():
-        raise ValueError(f"{name} must be {length} finite numbers, got {value!r}")
-    return vector
-
-
-def parse_episode(raw: dict[str, Any], scenes_dir: str | None = None) -> VLNEpisode:
-    """One episode of the R2R-CE schema; `goals`, `reference_path` and `info` may be absent (split `test`).
-
-    Raises ValueError naming the bad key; positions in metres, rotations [x, y, z, w].
-    """
-    required = ("episode_id", "trajectory_id", "scene_id", "start_position", "start_rotation", "instruction")
-    missing = [key for key in required if raw.get(key) is None]
-    if missing:
-        raise ValueError(f"missing {', '.join(missing)}")
-    words = raw["instruction"]
-    if not isinstance(words, dict) or not isinstance(words.get("instruction_text"), str):
-        raise ValueError("instruction must be an object with the text instruction_text")
-    fields = {key: value for key, value in raw.items() if key in _EPISODE_KEYS}
-    scene = str(raw["scene_id"]).removeprefix(SCENES_PREFIX)
-    goals = raw.get("goals") or []
-    if not all(isinstance(goal, dict) and "position" in goal for goal in goals):
-        raise ValueError("every entry of goals must be an object with a position")
-    fields.update(
-        episode_id=str(raw["episode_id"]),
-        scene_id=os.path.join(scenes_dir, scene) if scenes_dir else scene,
-        start_position=_vector(raw["start_position"], 3, "start_position"),
-        start_rotation=_vector(raw["start_rotation"], 4, "start_rotation"),
-        instruction=InstructionData(**{k: v for k, v in words.items() if k in _INSTRUCTION_KEYS}),
-        goals=[
-            NavigationGoal(position=_vector(goal["position"], 3, "goal position"), radius=goal.get("radius"))
-            for goal in goals
-        ],
-        reference_path=[_vector(p, 3, "reference_path point") for p in raw.get("reference_path") or []],
-    )
-    return VLNEpisode(**fields)
+class EmptyShard(ValueError):
+    """There are fewer scenes than shards, and this shard has none."""
 
 
 @registry.register_dataset(name="VLN-CE-v1")
 class VLNCEDataset(Dataset):
     """Episodes of one split, filtered by scene, episode id and number, with their ground truth when there is one.
 
-    Raises FileNotFoundError or ValueError in one line that names file, episode and remedy.
+    `left_out` holds the entries that are not among `episodes` because something is wrong with them.
+
+    Raises FileNotFoundError or ValueError in one line that names file and remedy.
     """
 
     episodes: list[VLNEpisode]
     instruction_vocab: VocabDict | None
+    left_out: list[LeftOut]
 
     def __init__(self, config: DictConfig | None = None) -> None:
         self.episodes = []
+        self.left_out = []
         self.instruction_vocab = None
-        self._gt_path: str | None = None
-        self._gt: dict[str, Any] | None = None
+        self._gt_paths: dict[str, str] = {}  # role → file
+        self._gt: dict[str, GroundTruth | str] | None = None
         if config is None:
             return
-        self._path = config.data_path.format(split=config.split)
-        if config.get("gt_path"):
-            self._gt_path = config.gt_path.format(split=config.split)
-        self._read(read_json_gz(self._path), config.scenes_dir)
+        for role in self.roles(config):
+            if config.get("gt_path"):
+                self._gt_paths[role] = _existing_ground_truth(config.gt_path.format(split=config.split, role=role))
+        for role in self.roles(config):
+            self._path = config.data_path.format(split=config.split, role=role)
+            with collector_paused():
+                self._read(read_json_gz(self._path, self._hook(config)), config.scenes_dir, config, role)
         self._filter(config)
+        self._keep_shard(config.get("shard", 0), config.get("num_shards", 1))
 
-    @staticmethod
-    def check_config_paths_exist(config: DictConfig) -> bool:
+    @classmethod
+    def roles(cls, config: DictConfig) -> list[str]:
+        """The roles that a file is read for; R2R-CE has none."""
+        return [""]
+
+    @classmethod
+    def check_config_paths_exist(cls, config: DictConfig) -> bool:
         """Habitat's question before it lists scenes."""
-        return os.path.exists(config.data_path.format(split=config.split)) and os.path.exists(config.scenes_dir)
+        paths = [config.data_path.format(split=config.split, role=role) for role in cls.roles(config)]
+        return all(map(os.path.exists, [*paths, config.scenes_dir]))
 
     def from_json(self, json_str: str, scenes_dir: str | None = None) -> None:
         """Adds the episodes of a JSON string (Habitat's interface)."""
         self._path = "<json>"
         self._read(json.loads(json_str), scenes_dir)
 
-    def _read(self, content: Any, scenes_dir: str | None) -> None:
+    def _hook(self, config: DictConfig) -> Any:
+        return None
+
+    def _parse(self, raw: dict[str, Any], scenes_dir: str | None, config: Any, role: str) -> VLNEpisode | None:
+        """The episode, or None when the config does not ask for it; ValueError when it is bad."""
+        return parse_episode(raw, scenes_dir, InstructionData)
+
+    def _read(self, content: Any, scenes_dir: str | None, config: DictConfig | None = None, role: str = "") -> None:
         if not isinstance(content, dict) or not isinstance(content.get("episodes"), list):
-            raise ValueError(f"{self._path}: no list 'episodes' at the top; is this an R2R-CE episode file?")
+            raise ValueError(f"{self._path}: no list 'episodes' at the top; is this an episode file?")
         seen = {episode.episode_id for episode in self.episodes}
+        bad: list[LeftOut] = []
         for index, raw in enumerate(content["episodes"]):
+            entry = raw if isinstance(raw, dict) else {}
             try:
-                if not isinstance(raw, dict):
+                if not entry:
                     raise ValueError("not an object")
-                episode = parse_episode(raw, scenes_dir)
+                episode = self._parse(raw, scenes_dir, config, role)
+                if episode is None:
+                    continue
                 if episode.episode_id in seen:
                     raise ValueError("this episode_id occurs twice")
             except ValueError as error:
-                name = raw.get("episode_id", "?") if isinstance(raw, dict) else "?"
-                raise ValueError(
-                    f"{self._path}: episode {name} (entry {index}): {error}; correct or remove it"
-                ) from None
+                scene = str(entry.get("scene_id", "?")).removeprefix(SCENES_PREFIX)
+                reason = f"entry {index} of {os.path.basename(self._path)}: {error}"
+                bad.append(LeftOut(str(entry.get("episode_id", "?")), scene, reason))
+                continue
             seen.add(episode.episode_id)
             self.episodes.append(episode)
+        if bad and len(bad) == len(content["episodes"]):
+            raise ValueError(f"{self._path}: no usable episode ({bad[0].reason}); is this the right file?")
+        self.left_out += bad
         words = (content.get("instruction_vocab") or {}).get("word_list")
         self.instruction_vocab = VocabDict(word_list=words) if words else None
 
     def _filter(self, config: DictConfig) -> None:
-        episodes = list(filter(self.build_content_scenes_filter(config), self.episodes))
-        wanted = config.get("episode_ids")
-        if wanted is not None:
-            wanted = {str(name) for name in wanted}
-            unknown = sorted(wanted - {episode.episode_id for episode in episodes})
+        in_scenes = self.build_content_scenes_filter(config)
+        self.episodes = list(filter(in_scenes, self.episodes))
+        self.left_out = list(filter(in_scenes, self.left_out))
+        if config.get("episode_ids") is not None:
+            wanted = {str(name) for name in config.episode_ids}
+            unknown = sorted(wanted - {episode.episode_id for episode in [*self.episodes, *self.left_out]})
             if unknown:
                 raise ValueError(
                     f"{self._path}: no episode {', '.join(unknown[:5])} in split {config.split}; "
                     "correct habitat.dataset.episode_ids"
                 )
-            episodes = [episode for episode in episodes if episode.episode_id in wanted]
+            self.episodes = [episode for episode in self.episodes if episode.episode_id in wanted]
+            self.left_out = [entry for entry in self.left_out if entry.episode_id in wanted]
         if config.get("max_episodes") is not None:
-            episodes = episodes[: config.max_episodes]
-        if not episodes:
-            raise ValueError(
-                f"{self._path}: no episode is left; check content_scenes, episode_ids, max_episodes of habitat.dataset"
-            )
-        self.episodes = episodes
+            self.episodes = self.episodes[: config.max_episodes]
+        if not self.episodes:
+            raise ValueError(f"{self._path}: no episode is left; check the filters of habitat.dataset")
+
+    def _keep_shard(self, shard: int, num_shards: int) -> None:
+        """Keep one part of the scenes. The parts depend on the file and the filters alone, and hold about as many
+        episodes each: the largest scene first, each goes to the part that has fewest episodes."""
+        if not 0 <= shard < num_shards:
+            raise ValueError(f"shard {shard} of {num_shards}: shards count from 0 to num_shards - 1")
+        if num_shards == 1:
+            return
+        sizes: dict[str, int] = {}
+        for episode in self.episodes:
+            sizes[episode.scene_id] = sizes.get(episode.scene_id, 0) + 1
+        loads, mine = [0] * num_shards, set()
+        for scene in sorted(sizes, key=lambda scene: (-sizes[scene], scene)):
+            part = loads.index(min(loads))
+            loads[part] += sizes[scene]
+            if part == shard:
+                mine.add(scene)
+        self.episodes = [episode for episode in self.episodes if episode.scene_id in mine]
+        if not self.episodes:
+            raise EmptyShard(f"{self._path}: {len(sizes)} scenes for {num_shards} shards: none for shard {shard}")
+
+    def leave_out(self, reasons: dict[str, str], scenes_dir: str) -> None:
+        """Move episodes to `left_out`. reasons: episode id → why."""
+        prefix = os.path.join(scenes_dir, "")  # a path with "/" at its end
+        for episode in self.episodes:
+            if episode.episode_id in reasons:
+                scene = episode.scene_id.removeprefix(prefix)
+                self.left_out.append(LeftOut(episode.episode_id, scene, reasons[episode.episode_id]))
+        self.episodes = [episode for episode in self.episodes if episode.episode_id not in reasons]
 
     def ground_truth(self, episode_id: str) -> GroundTruth | None:
         """The recorded path of one episode; None when the dataset has no ground-truth file.
 
         The file is read at the first call. Raises ValueError when it is damaged or lacks the episode.
         """
-        if self._gt_path is None or not os.path.exists(self._gt_path):
+        problem = self.ground_truth_problem(episode_id)
+        if problem:
+            raise ValueError(
+                f"{', '.join(self._gt_paths.values())}: episode {episode_id}: {problem}; take the file that belongs "
+                "to the episodes, or set habitat.dataset.gt_path=null"
+            )
+        return self._gt[episode_id] if self._gt_paths else None
+
+    def ground_truth_problem(self, episode_id: str) -> str | None:
+        """What is wrong with an episode's ground truth; None when it is good, or when there is no file.
+
+        Raises ValueError when the file cannot be read.
+        """
+        if not self._gt_paths:
             return None
         if self._gt is None:
-            content = read_json_gz(self._gt_path)
+            self._gt = self._read_ground_truth()
+        found = self._gt.get(episode_id, "not in the file")
+        return None if isinstance(found, GroundTruth) else found
+
+    def _read_ground_truth(self) -> dict[str, GroundTruth | str]:
+        truths: dict[str, GroundTruth | str] = {}
+        for role, path in self._gt_paths.items():
+            with collector_paused():
+                content = read_json_gz(path, ground_truth_or_reason)
             if not isinstance(content, dict):
-                raise ValueError(f"{self._gt_path}: not an object {{episode_id: …}}; is this a ground-truth file?")
-            # A worker holds a part of the episodes only; so should its ground truth.
-            self._gt = {e.episode_id: content[e.episode_id] for e in self.episodes if e.episode_id in content}
-        try:
-            entry = self._gt[episode_id]
-            actions = tuple(int(action) for action in entry["actions"])
-            locations = np.asarray(entry["locations"], dtype=np.float64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self._gt_path}: episode {episode_id}: no usable actions and locations ({error!r}); "
-                "take the file that belongs to the episodes, or set habitat.dataset.gt_path=null"
-            ) from None
-        if not actions or actions[-1] != 0 or locations.ndim != 2 or locations.shape[1] != 3:
-            raise ValueError(f"{self._gt_path}: episode {episode_id}: actions must end in 0, locations be [n, 3]")
-        return GroundTruth(locations, actions)
+                raise ValueError(f"{path}: not an object {{episode_id: …}}; is this a ground-truth file?")
+            for episode in self.episodes:
+                entry = content.get(episode.episode_id)
+                if entry is not None and (getattr(episode.instruction, "role", None) or "") == role:
+                    good = isinstance(entry, GroundTruth | str)
+                    truths[episode.episode_id] = entry if good else "missing actions, locations"
+        return truths
 
     def subset(self, episodes: Sequence[VLNEpisode]) -> "VLNCEDataset":
-        """The same dataset with these episodes only (for one environment)."""
+        """The same dataset with these episodes, and their ground truth, only (for one environment)."""
         names = {episode.episode_id for episode in episodes}
-        return self.filter_episodes(lambda episode: episode.episode_id in names)
+        part = self.filter_episodes(lambda episode: episode.episode_id in names)
+        if self._gt is not None:
+            part._gt = {name: truth for name, truth in self._gt.items() if name in names}
+        return part
+
+
+def _existing_ground_truth(path: str) -> str:
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file; fetch it, or measure nDTW against reference_path with habitat.dataset.gt_path=null"
+        )
+    return path
+
+
+@registry.register_dataset(name="RxR-VLN-CE-v1")
+class RxRVLNCEDataset(VLNCEDataset):
+    """RxR-CE: the episodes of `roles` whose instruction (`RxRInstruction`) is in one of `languages`."""
+
+    @classmethod
+    def roles(cls, config: DictConfig) -> list[str]:
+        known = ROLES[:1] if config.split == "test_challenge" else ROLES
+        return _matching(config.roles, known, f"habitat.dataset.roles (split {config.split})")
+
+    def _hook(self, config: DictConfig) -> Any:
+        self._languages = set(_matching(config.languages, LANGUAGES, "habitat.dataset.languages"))
+        return None if config.timed_instructions else without_times
+
+    def _parse(self, raw: dict[str, Any], scenes_dir: str | None, config: Any, role: str) -> VLNEpisode | None:
+        words = raw.get("instruction")
+        if isinstance(words, dict):
+            if config is not None and words.get("language") in set(LANGUAGES) - self._languages:
+                return None
+            times = words.get("timed_instruction") if config is None or config.timed_instructions else None
+            raw = {**raw, "instruction": {**words, "role": role or None, "timed_instruction": times}}
+        return parse_episode(raw, scenes_dir, RxRInstruction)
+
+
+def _matching(patterns: Sequence[str], known: Sequence[str], key: str) -> list[str]:
+    """The known names that some pattern matches, in their own order."""
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in known):
+            raise ValueError(f"{key}: {pattern!r} matches none of {', '.join(known)}")
+    found = [name for name in known if any(fnmatch(name, pattern) for pattern in patterns)]
+    if not found:
+        raise ValueError(f"{key} is empty: name at least one of {', '.join(known)}")
+    return found

@@ -8,10 +8,13 @@ from typing import TypeVar
 from habitat import ThreadedVectorEnv, VectorEnv, logger, make_dataset
 from habitat.config import read_write
 from habitat.core.dataset import BaseEpisode
+from habitat.tasks.vln.vln import VLNEpisode
 from habitat_baselines.common.env_factory import VectorEnvFactory
 from omegaconf import DictConfig
 
 from habitat_vlnr1.register import register_sim
+from habitat_vlnr1.results import left_out_text
+from habitat_vlnr1.sim.datasets import VLNCEDataset
 from habitat_vlnr1.sim.vector_env import VLNVectorEnv, make_env
 
 E = TypeVar("E", bound=BaseEpisode)
@@ -30,20 +33,52 @@ def split_episodes(episodes: Sequence[E], parts: int) -> list[list[E]]:
     return [flat[a:b] for a, b in pairwise(borders)]
 
 
-def _check(episodes: Sequence[BaseEpisode], config: DictConfig) -> None:
-    """FileNotFoundError or ValueError for what a worker could only say in Habitat's words."""
-    for scene in dict.fromkeys(episode.scene_id for episode in episodes):
-        if not os.path.exists(scene):
-            raise FileNotFoundError(
-                f"{scene}: no such scene; put the scenes below habitat.dataset.scenes_dir={config.dataset.scenes_dir}"
-            )
-    if "distance_to_goal" in config.task.measurements:
-        without = [episode.episode_id for episode in episodes if not episode.goals]
-        if without:
-            raise ValueError(
-                f"{len(without)} episodes of split {config.dataset.split} have no goal (first: {without[0]}); "
-                "a split without goals needs vlnr1/task=r2r_test"
-            )
+def open_dataset(config: DictConfig) -> VLNCEDataset:
+    """The dataset of `habitat`'s config without the episodes that no environment could walk.
+
+    Those are in `left_out`: the scene is missing, the ground truth lacks the episode, the instruction is too long, ….
+
+    Raises:
+        FileNotFoundError or ValueError: no episode can be walked, or the files cannot be read.
+    """
+    register_sim()
+    dataset = make_dataset(config.dataset.type, config=config.dataset)
+    scenes = dict.fromkeys(episode.scene_id for episode in dataset.episodes)
+    missing = {scene for scene in scenes if not os.path.exists(scene)}
+    if len(missing) == len(scenes):
+        raise FileNotFoundError(
+            f"{min(missing)}: no such scene, nor any other of the {len(scenes)} needed; put the scenes below "
+            f"habitat.dataset.scenes_dir={config.dataset.scenes_dir}"
+        )
+    if "distance_to_goal" in config.task.measurements and not any(episode.goals for episode in dataset.episodes):
+        raise ValueError(
+            f"{len(dataset.episodes)} episodes of split {config.dataset.split} have no goal (first: "
+            f"{dataset.episodes[0].episode_id}); a split without goals needs vlnr1/task=r2r_test or rxr_test"
+        )
+    reasons = {episode.episode_id: _why_unwalkable(episode, dataset, missing, config) for episode in dataset.episodes}
+    dataset.leave_out({name: reason for name, reason in reasons.items() if reason}, config.dataset.scenes_dir)
+    if not dataset.episodes:
+        raise ValueError(f"no episode can be walked; {left_out_text(dataset.left_out)[0]}")
+    return dataset
+
+
+def _why_unwalkable(episode: VLNEpisode, dataset: VLNCEDataset, missing: set[str], config: DictConfig) -> str | None:
+    """What is wrong with an episode, as far as can be told without the simulator; None: nothing."""
+    task = config.task
+    if episode.scene_id in missing:
+        return f"no such scene: {episode.scene_id}"
+    if "distance_to_goal" in task.measurements and not episode.goals:
+        return "no goal"
+    problem = dataset.ground_truth_problem(episode.episode_id)
+    if problem:
+        return f"ground truth: {problem}"
+    if "ndtw" in task.measurements and not episode.reference_path and not dataset.ground_truth(episode.episode_id):
+        return "no reference path"
+    sensor = task.lab_sensors.get("vlnr1_instruction")
+    size = len(episode.instruction.instruction_text.encode())
+    if sensor is not None and size > sensor.max_bytes:
+        return f"instruction of {size} bytes: raise habitat.task.lab_sensors.vlnr1_instruction.max_bytes"
+    return None
 
 
 def _environment_config(config: DictConfig, index: int, is_first_rank: bool) -> DictConfig:
@@ -72,15 +107,16 @@ class VLNVectorEnvFactory(VectorEnvFactory):
     ) -> VectorEnv:
         """The vectorised environment; never more environments than episodes.
 
+        Its attribute `left_out` lists the episodes that are in no environment, and why; they are logged, too.
         The division depends on the episodes and `num_environments` alone. `enforce_scenes_greater_eq_environments`
         is of no use here: no episode is in two environments.
         """
         number = config.habitat_baselines.num_environments
         if number < 1:
             raise ValueError(f"habitat_baselines.num_environments is {number}: at least 1 is needed")
-        register_sim()
-        dataset = make_dataset(config.habitat.dataset.type, config=config.habitat.dataset)
-        _check(dataset.episodes, config.habitat)
+        dataset = open_dataset(config.habitat)
+        for line in left_out_text(dataset.left_out):
+            logger.warning(f"split {config.habitat.dataset.split}: left out: {line}")
         if len(dataset.episodes) < number:
             logger.warning(f"{len(dataset.episodes)} episodes: using as many environments instead of {number}")
             number = len(dataset.episodes)
@@ -90,4 +126,6 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         )
         threads = int(os.environ.get("HABITAT_ENV_DEBUG", 0))
         vector_env = ThreadedVectorEnv if threads else VLNVectorEnv
-        return vector_env(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
+        envs = vector_env(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
+        envs.left_out = dataset.left_out
+        return envs

@@ -46,6 +46,26 @@ class VLNR1GymEnv(GymHabitatEnv):
         state = self._env.sim.get_agent_state()
         return [*np.asarray(state.position, dtype=float).tolist(), heading_of(state)]
 
+    def why_unusable(self) -> str | None:
+        """Why distances in the current episode are infinite, or None: what Habitat snaps to the navmesh (within 2 m
+        in x and z, 4 m in y) has finite ones."""
+        episode, sim = self._env.current_episode, self._env.sim
+        if not sim.pathfinder.is_loaded:
+            return "the scene has no navmesh"
+        start, *goals = np.array([episode.start_position, *(g.position for g in episode.goals or [])], np.float32)
+        if np.isnan(sim.pathfinder.snap_point(start)).any():
+            return "start is off the navmesh"
+        if goals and all(np.isnan(sim.pathfinder.snap_point(goal)).any() for goal in goals):
+            return "goal is off the navmesh"
+        if goals and not np.isfinite(sim.geodesic_distance(start, goals)):
+            return "no way from start to goal"
+        return None
+
+    def looks_skipped(self) -> int:
+        """How many LOOK_UP and LOOK_DOWN (RxR) the current episode's ground truth has, which nobody walks."""
+        truth = self._env._dataset.ground_truth(self._env.current_episode.episode_id)
+        return truth.looks if truth else 0
+
     def episode_keys(self) -> list[tuple[str, str]]:
         """(scene_id, episode_id) of every episode this environment was made with."""
         return [(episode.scene_id, str(episode.episode_id)) for episode in self._env.episodes]

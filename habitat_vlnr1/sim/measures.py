@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from habitat.config.default_structured_configs import MeasurementConfig
 from habitat.core.embodied_task import Measure
-from habitat.core.logging import logger
 from habitat.core.registry import registry
 from habitat.tasks.nav.nav import DistanceToGoal, Success
 from habitat.tasks.vln.vln import VLNEpisode
@@ -96,21 +95,14 @@ class OracleNavigationErrorConfig(MeasurementConfig):
 
 @registry.register_measure(name="OracleNavigationError")
 class OracleNavigationError(VLNMeasure):
-    """The smallest geodesic distance to the goal along the path; infinite when no way leads there."""
+    """The smallest geodesic distance to the goal along the path; infinite when no way leads there (such an episode
+    is left out of averages: `VLNR1GymEnv.why_unusable`)."""
 
     uuid = "oracle_navigation_error"
     needs = (DistanceToGoal.cls_uuid,)
 
     def start(self, episode: VLNEpisode) -> None:
         self._metric = math.inf
-
-    def reset_metric(self, *args: Any, episode: VLNEpisode, task: Any, **kwargs: Any) -> None:
-        super().reset_metric(*args, episode=episode, task=task, **kwargs)
-        if not math.isfinite(self._metric):
-            logger.warning(
-                f"episode {episode.episode_id} in {episode.scene_id}: no way from start to goal on the navmesh; "
-                "its distances are infinite and its SPL is NaN: leave it out of averages"
-            )
 
     def update_metric(self, *args: Any, task: Any, **kwargs: Any) -> None:
         distance = self._read(task, DistanceToGoal.cls_uuid)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import hydra
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+
+from habitat_vlnr1.results import LeftOut, left_out_text
+
+LEFT_OUT_STATUS = 3
+"""Exit status of a command that has done its work except for some episodes that its data did not allow."""
 
 
 def make_scenes(config: DictConfig) -> None:
@@ -27,6 +34,21 @@ def edited(config: DictConfig, **changes: object) -> DictConfig:
     return config
 
 
+def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
+    """The last lines of a command: which episodes the data did not allow; none: nothing happens.
+
+    Raises:
+        SystemExit: with `LEFT_OUT_STATUS`, so that a script notices.
+    """
+    left_out = list(left_out)
+    if not left_out:
+        return
+    for line in left_out_text(left_out):
+        print(f"left out: {line}")
+    print(f"Done, but {len(left_out)} episodes were left out because of the data; exit status {LEFT_OUT_STATUS}")
+    raise SystemExit(LEFT_OUT_STATUS)
+
+
 class VLNR1Trainer(PPOTrainer):
     """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's."""
 
@@ -34,3 +56,8 @@ class VLNR1Trainer(PPOTrainer):
         super().__init__(config)
         if not self.config.vlnr1.dry_run:
             make_scenes(self.config)
+
+    def eval(self) -> None:
+        """Habitat's evaluation; ends the command with `LEFT_OUT_STATUS` when episodes had to be left out."""
+        super().eval()
+        exit_if_left_out(self.envs.left_out)

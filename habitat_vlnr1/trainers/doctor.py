@@ -18,8 +18,6 @@ from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, guarded
 class Doctor(BaseTrainer):
     """`train` prints the findings; it exits with status 1 when one of them is an ERROR."""
 
-    supported_tasks = ["VLN-v0"]
-
     def __init__(self, config: DictConfig):
         super().__init__()
         self.config = config

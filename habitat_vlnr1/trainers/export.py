@@ -2,12 +2,16 @@
 
 `vlnr1_export` walks with the expert sensor (`vlnr1_expert`) in `num_environments` worker processes. Frames are JPEGs,
 one per step; an episode's line is written when it is whole, so an interrupted export goes on where it stopped.
+
+`vlnr1.export.num_shards` processes, on as many machines as you like, may fill one folder together: each walks the
+scenes of its own `vlnr1.export.shard` and writes `episodes-<shard>.jsonl` and `summary-<shard>.json`.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +23,18 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo, summarize, write_atomically
+from habitat_vlnr1.records import (
+    Episode,
+    EpisodeWriter,
+    RecordError,
+    read_episode_lines,
+    summarize,
+    write_atomically,
+)
+from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.sim.datasets import EmptyShard
 from habitat_vlnr1.sim.text import decode_text
-from habitat_vlnr1.trainers.base import VLNR1Trainer, edited
+from habitat_vlnr1.trainers.base import VLNR1Trainer, edited, exit_if_left_out
 
 EXPERT = "vlnr1_expert"
 DESCRIPTION = "vlnr1_description"
@@ -31,6 +44,9 @@ DESCRIPTION = "vlnr1_description"
 class Walk:
     """What one environment has seen of its current episode."""
 
+    episode: Any
+    unusable: str | None
+    looks: int
     jpegs: list[bytes] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     descriptions: list[str] = field(default_factory=list)
@@ -45,16 +61,17 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
 
 @baseline_registry.register_trainer(name="vlnr1_export")
 class ExportTrainer(VLNR1Trainer):
-    """Writes `<vlnr1.data.root>/<vlnr1.data.source>/<split>` for each of `vlnr1.export.splits`."""
+    """Writes `<vlnr1.data.root>/<vlnr1.data.source>/<split>` for each of `vlnr1.export.splits`, or a shard of it."""
 
     def train(self) -> None:
-        for split in self.config.vlnr1.export.splits:
-            export_split(self, self.config, split)
+        summaries = [export_split(self, self.config, split) for split in self.config.vlnr1.export.splits]
+        exit_if_left_out(LeftOut(**entry) for summary in summaries for entry in summary["left_out"])
 
 
 def is_exported(config: DictConfig, split: str) -> bool:
-    """Whether the export of a split ran to its end."""
-    return (export_folder(config, split) / "summary.json").is_file()
+    """Whether the export of a split ran to its end, in every shard."""
+    parts = summary_files(export_folder(config, split))
+    return bool(parts) and all(part.is_file() for part in parts)
 
 
 def export_folder(config: DictConfig, split: str) -> Path:
@@ -62,39 +79,128 @@ def export_folder(config: DictConfig, split: str) -> Path:
     return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
 
 
-def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[str, Any]:
-    """Export one split, print and return its summary; goes on where an earlier call was stopped."""
-    root = export_folder(config, split)
-    export = config.vlnr1.export
+def summary_files(root: Path) -> list[Path]:
+    """The files that the processes which export into a folder leave at their ends; none before it was begun."""
+    meta = root / "meta.json"
+    if not meta.is_file():
+        return []
+    num_shards = json.loads(meta.read_text(encoding="utf-8")).get("num_shards", 1)
+    if num_shards == 1:
+        return [root / "summary.json"]
+    return [root / f"summary-{shard_name(shard, num_shards)}.json" for shard in range(num_shards)]
+
+
+def shard_name(shard: int, num_shards: int) -> str:
+    """`'03'` for shard 3 of 16; empty when there is but one."""
+    return f"{shard:0{len(str(num_shards - 1))}d}" if num_shards > 1 else ""
+
+
+def export_meta(config: DictConfig, split: str) -> dict[str, Any]:
+    """What decides an export's content, and must be the same when it goes on."""
+    export, dataset = config.vlnr1.export, config.habitat.dataset
     meta = {
         "split": split,
-        "dataset": config.habitat.dataset.type,
+        "dataset": dataset.type,
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
         "expert": config.vlnr1.task.expert,
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,
     }
-    writer = EpisodeWriter(root, meta)
+    meta |= {key: list(dataset[key]) for key in ("roles", "languages") if key in dataset}
+    return meta | ({"num_shards": export.num_shards} if export.num_shards > 1 else {})
+
+
+def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[str, Any]:
+    """Export one split, or the configured shard of it; print and return its summary.
+
+    Goes on where an earlier call was stopped. The process that finishes last also leaves the whole's summary.
+    """
+    root, export = export_folder(config, split), config.vlnr1.export
+    check_shards(root, export.shard, export.num_shards)
+    shard = shard_name(export.shard, export.num_shards)
+    name = f"{split}, shard {export.shard} of {export.num_shards}" if shard else split
+    writer = EpisodeWriter(root, export_meta(config, split), shard)
+    print(f"Exporting {name} to {root}" + (f" ({len(writer.done)} episodes are there)" if writer.done else ""))
+    try:
+        skipped, left_out = walk_split(trainer, config, split, writer)
+    finally:
+        writer.close()
+    episodes = list(read_episode_lines(writer.file))
+    summary = {
+        **summarize(episodes),
+        "looks_skipped": sum(episode.info.get("looks_skipped", 0) for episode in episodes),
+        "skipped": skipped,
+        "left_out": [entry._asdict() for entry in left_out],
+    }
+    write_summary(root, shard, summary)
+    print_summary(name, summary)
+    parts = summary_files(root)
+    if shard and all(part.is_file() for part in parts):
+        whole = merged([json.loads(part.read_text(encoding="utf-8")) for part in parts])
+        write_summary(root, "", whole)
+        print_summary(f"{split}, all {export.num_shards} shards", whole)
+    return summary
+
+
+def walk_split(
+    trainer: VLNR1Trainer, config: DictConfig, split: str, writer: EpisodeWriter
+) -> tuple[dict[str, str], list[LeftOut]]:
+    """Walk what `writer` lacks; returns the episodes that the expert failed, and those that the data did not allow."""
+    export = config.vlnr1.export
     config = edited(
         described(config) if export.describe else config,
         **{
             "habitat.dataset.split": split,
+            "habitat.dataset.shard": export.shard,
+            "habitat.dataset.num_shards": export.num_shards,
             "habitat.task.lab_sensors.vlnr1_expert.mode": config.vlnr1.task.expert,
             "habitat.environment.iterator_options.shuffle": False,
             "habitat_baselines.num_environments": export.num_environments,
         },
     )
-    print(f"Exporting {split} to {root}" + (f" ({len(writer.done)} episodes are there)" if writer.done else ""))
-    trainer._init_envs(config, is_eval=True)
     try:
-        skipped = Walkers(trainer.envs, writer, export.jpeg_quality).walk_all()
+        trainer._init_envs(config, is_eval=True)
+    except EmptyShard as error:
+        print(error)
+        return {}, []
+    try:
+        walkers = Walkers(trainer.envs, writer, config)
+        walkers.walk_all()
     finally:
         trainer.envs.close()
-        writer.close()
-    summary = {**summarize(VLNEgo(root).episodes), "skipped": skipped}
-    write_atomically(root / "summary.json", json.dumps(summary, indent=2).encode())
-    print_summary(split, summary)
-    return summary
+    return walkers.skipped, [*trainer.envs.left_out, *walkers.unusable]
+
+
+def check_shards(root: Path, shard: int, num_shards: int) -> None:
+    """Before anything is written: ValueError for a shard that there is not, RecordError when the folder was begun with
+    another number of them."""
+    if not 0 <= shard < num_shards:
+        raise ValueError(f"vlnr1.export.shard={shard} of {num_shards}: shards count from 0 to num_shards - 1")
+    parts = summary_files(root)
+    if parts and len(parts) != num_shards:
+        missing = [str(number) for number, part in enumerate(parts) if not part.is_file()]
+        what = f"not finished: shard {', '.join(missing)}" if missing else "all are finished"
+        raise RecordError(
+            f"{root} was begun with vlnr1.export.num_shards={len(parts)}, now {num_shards} ({what}): go on with "
+            f"num_shards={len(parts)} and vlnr1.export.shard=<number>, or delete the folder"
+        )
+
+
+def write_summary(root: Path, shard: str, summary: dict[str, Any]) -> None:
+    name = f"summary-{shard}.json" if shard else "summary.json"
+    write_atomically(root / name, json.dumps(summary, indent=2).encode())
+
+
+def merged(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One summary of all shards. Entries that no shard could read stand in each of theirs, and once here."""
+    actions = sum((Counter(summary["actions"]) for summary in summaries), Counter())
+    left_out = dict.fromkeys(LeftOut(**entry) for summary in summaries for entry in summary["left_out"])
+    return {
+        **{key: sum(summary[key] for summary in summaries) for key in ("episodes", "records", "looks_skipped")},
+        "actions": {name: actions[name] for name in summaries[0]["actions"]},
+        "skipped": {name: why for summary in summaries for name, why in summary["skipped"].items()},
+        "left_out": [entry._asdict() for entry in left_out],
+    }
 
 
 def described(config: DictConfig) -> DictConfig:
@@ -106,12 +212,16 @@ def described(config: DictConfig) -> DictConfig:
     return edited(config, **changes)
 
 
-def print_summary(split: str, summary: dict[str, Any]) -> None:
+def print_summary(name: str, summary: dict[str, Any]) -> None:
     total = sum(summary["actions"].values())
-    actions = ", ".join(f"{name} {count} ({count / total:.0%})" for name, count in summary["actions"].items())
-    print(f"{split}: {summary['episodes']} episodes, {summary['records']} records; actions: {actions}")
+    actions = ", ".join(f"{key} {count} ({count / max(total, 1):.0%})" for key, count in summary["actions"].items())
+    print(f"{name}: {summary['episodes']} episodes, {summary['records']} records; actions: {actions}")
     reasons = Counter(reason.split(":")[0] for reason in summary["skipped"].values())
-    print(f"{split}: skipped {len(summary['skipped'])}" + "".join(f"; {n} × {why}" for why, n in reasons.items()))
+    print(f"{name}: skipped {len(summary['skipped'])}" + "".join(f"; {n} × {why}" for why, n in reasons.items()))
+    if summary["looks_skipped"]:
+        print(f"{name}: {summary['looks_skipped']} LOOK_UP and LOOK_DOWN of the ground truth were skipped")
+    for line in left_out_text(LeftOut(**entry) for entry in summary["left_out"]):
+        print(f"{name}: left out: {line}")
 
 
 class Walkers:
@@ -120,24 +230,30 @@ class Walkers:
     Args:
         envs: a VectorEnv whose observations hold rgb, instruction, the expert's action and, if wanted, descriptions.
         writer: where whole episodes go.
-        jpeg_quality: 1–95.
+        config: the whole one.
+
+    Attributes:
+        skipped: episodes that the expert failed, `{episode_id: reason}`.
+        unusable: episodes that nobody can walk.
     """
 
-    def __init__(self, envs: Any, writer: EpisodeWriter, jpeg_quality: int):
+    def __init__(self, envs: Any, writer: EpisodeWriter, config: DictConfig):
         self.envs = envs
         self.writer = writer
-        self.jpeg_quality = jpeg_quality
+        self.jpeg_quality = config.vlnr1.export.jpeg_quality
+        self.has_looks = config.vlnr1.task.expert == "ground_truth"
+        self.scenes_dir = os.path.join(config.habitat.dataset.scenes_dir, "")
         self.left: list[int] = []
         self.skipped: dict[str, str] = {}
+        self.unusable: list[LeftOut] = []
 
-    def walk_all(self) -> dict[str, str]:
-        """Walk every episode that is not written yet; returns the skipped ones, `{episode_id: reason}`."""
+    def walk_all(self) -> None:
+        """Walk every episode that is not written yet."""
         self._leave_out_the_written()
         if not self.left:
-            return {}
+            return
         observations = self.envs.reset()
-        episodes = [self._episode(i) for i in range(self.envs.num_envs)]
-        walks = [Walk() for _ in observations]
+        walks = [self._begin(i) for i in range(self.envs.num_envs)]
         with tqdm(total=sum(self.left), unit="episode", desc="export") as bar:
             while self.envs.num_envs:
                 for walk, observation in zip(walks, observations, strict=True):
@@ -147,13 +263,11 @@ class Walkers:
                 if not any(dones):
                     continue
                 for i in [i for i, done in enumerate(dones) if done]:
-                    self._finish(walks[i], episodes[i], infos[i])
-                    walks[i] = Walk()
-                    episodes[i] = self._episode(i)
+                    self._finish(walks[i], infos[i])
+                    walks[i] = self._begin(i)
                     self.left[i] -= 1
                     bar.update()
-                self._pause_finished(walks, observations, episodes)
-        return self.skipped
+                self._pause_finished(walks, observations)
 
     def _leave_out_the_written(self) -> None:
         for i in reversed(range(self.envs.num_envs)):
@@ -170,27 +284,39 @@ class Walkers:
         if DESCRIPTION in observation:
             walk.descriptions.append(decode_text(observation[DESCRIPTION]))
 
-    def _finish(self, walk: Walk, episode: Any, info: dict[str, Any]) -> None:
+    def _finish(self, walk: Walk, info: dict[str, Any]) -> None:
+        episode = walk.episode
         distance = float(info["distance_to_goal"])
-        if walk.actions[-1] != 0:
+        if walk.unusable:
+            scene = episode.scene_id.removeprefix(self.scenes_dir)
+            self.unusable.append(LeftOut(episode.episode_id, scene, walk.unusable))
+        elif walk.actions[-1] != 0:
             self.skipped[episode.episode_id] = f"no stop within the step limit: {len(walk.actions)} steps"
         elif not info["success"]:
             self.skipped[episode.episode_id] = f"expert missed the goal: stopped {distance:.2f} m from it"
         else:
+            words = {key: getattr(episode.instruction, key, None) for key in ("instruction_id", "language", "role")}
             self.writer.write(
                 Episode(
                     episode_id=str(episode.episode_id),
                     scene=Path(episode.scene_id).stem,
                     instruction=episode.instruction.instruction_text,
                     actions=tuple(walk.actions),
-                    info={"trajectory_id": episode.trajectory_id, "distance_to_goal": round(distance, 3)},
+                    info={
+                        "trajectory_id": episode.trajectory_id,
+                        "distance_to_goal": round(distance, 3),
+                        **{key: value for key, value in words.items() if value is not None},
+                        **({"looks_skipped": walk.looks} if walk.looks else {}),
+                    },
                     descriptions=tuple(walk.descriptions),
                 ),
                 walk.jpegs,
             )
 
-    def _episode(self, index: int) -> Any:
-        return self.envs.call_at(index, "current_episode", {"all_info": True})
+    def _begin(self, index: int) -> Walk:
+        episode = self.envs.call_at(index, "current_episode", {"all_info": True})
+        looks = self.envs.call_at(index, "looks_skipped") if self.has_looks else 0
+        return Walk(episode, self.envs.call_at(index, "why_unusable"), looks)
 
     def _pause_finished(self, *columns: list[Any]) -> None:
         for i in reversed([i for i, left in enumerate(self.left) if not left]):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from habitat import make_dataset
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, edited
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
@@ -87,8 +87,7 @@ class RFTTrainer(VLNR1Trainer):
                 "habitat.environment.iterator_options.shuffle": False,
             },
         )
-        episodes = make_dataset(config.habitat.dataset.type, config=config.habitat.dataset).episodes
-        rows = rows_for_walks(episodes, online.episodes, config.habitat.seed)
+        rows = rows_for_walks(open_dataset(config.habitat).episodes, online.episodes, config.habitat.seed)
         self._init_envs(config, is_eval=False)
         transforms = get_active_obs_transforms(config)
         return Online(rows, Walkers(self.envs, transforms, config.vlnr1.decoding.execute_horizon))
