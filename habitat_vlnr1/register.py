@@ -22,6 +22,7 @@ BASELINES_MODULES = (
     "habitat_vlnr1.trainers.sft",
     "habitat_vlnr1.trainers.dagger",
     "habitat_vlnr1.trainers.rft",
+    "habitat_vlnr1.trainers.doctor",
 )
 
 

@@ -98,3 +98,44 @@ def test_sister_models(kind, tmp_path):
         wanted = torch.log_softmax(four, -1)[range(3), list(answer.actions)]
         np.testing.assert_allclose(answer.log_probs, wanted, atol=1e-4)
         assert four.argmax(-1).tolist() == list(answer.actions), prompt.instruction
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_sister_models_are_fine_tuned(kind, tmp_path):
+    """TRL's SFTTrainer as stage 1 uses it learns, and its checkpoint comes back with the weights that it had."""
+    import trl
+    from datasets import Dataset
+
+    from habitat_vlnr1.lvlm.inputs import Described, SFTCollator
+    from habitat_vlnr1.trainers.fitting import CardCallback
+    from habitat_vlnr1.trainers.sft_fit import AnswerTrainer
+
+    model, processor = build(kind)
+    share_prefixes(model)
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (90, 100, 3), dtype=np.uint8) for _ in range(3)]
+    examples = [
+        Described("go", frames[:2], SPACE.format([1, 2, 3])),
+        Described("stop", frames, SPACE.format([3, 0, 0])),
+    ]
+    encoder = PromptEncoder(processor, get_template("compact"), 3, SPACE, single_slot=True)
+    trainer = AnswerTrainer(
+        model=model.train(),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path), max_steps=20, save_steps=20, learning_rate=2e-3, per_device_train_batch_size=2,
+            logging_steps=1, use_cpu=True, bf16=False, report_to=[], max_length=None, remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True}, lr_scheduler_type="constant",
+        ),
+        data_collator=SFTCollator(encoder, examples.__getitem__),
+        train_dataset=Dataset.from_dict({"index": [[0], [1]]}),
+        processing_class=processor,
+        callbacks=[CardCallback(checkpoint.ModelCard())],
+    )  # fmt: skip
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    again, _ = checkpoint.load(checkpoint.newest_checkpoint(tmp_path))
+    assert type(again) is CLASSES[kind][1]
+    trained = model.state_dict()
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, trained[name]), name

@@ -54,7 +54,8 @@ class VLNR1Trainer(PPOTrainer):
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
-        make_scenes(self.config)
+        if not self.config.vlnr1.dry_run:
+            make_scenes(self.config)
 
     def eval(self) -> None:
         """Habitat's evaluation; ends the command with `LEFT_OUT_STATUS` when episodes had to be left out."""

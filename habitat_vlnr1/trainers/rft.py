@@ -28,6 +28,11 @@ class RFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.rft.start` on `vlnr1.data.rft_records` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
+        if self.config.vlnr1.dry_run:
+            from habitat_vlnr1.trainers.planning import print_plan
+
+            print_plan(self.config, "rft")
+            return
         from habitat_vlnr1.trainers.fitting import check_start, join_processes, leave_processes
         from habitat_vlnr1.trainers.rft_fit import fit, rewards, rft_arguments
 

@@ -22,6 +22,11 @@ class SFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.model` on `vlnr1.data.sources` into Habitat's checkpoint folder, then evaluates."""
 
     def train(self) -> None:
+        if self.config.vlnr1.dry_run:
+            from habitat_vlnr1.trainers.planning import print_plan
+
+            print_plan(self.config, "sft")
+            return
         # TRL takes seconds to import, and every Habitat run registers this module.
         from habitat_vlnr1.trainers.fitting import join_processes, leave_processes, open_records
         from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model

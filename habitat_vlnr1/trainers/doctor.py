@@ -1,0 +1,70 @@
+"""The doctor: looks at environment and data for the configured task, and says what to do. It changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+from habitat_baselines.common.base_trainer import BaseTrainer
+from habitat_baselines.common.baseline_registry import baseline_registry
+from omegaconf import DictConfig
+
+from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, guarded
+
+
+@baseline_registry.register_trainer(name="vlnr1_doctor")
+class Doctor(BaseTrainer):
+    """`train` prints the findings; it exits with status 1 when one of them is an ERROR."""
+
+    def __init__(self, config: DictConfig):
+        super().__init__()
+        self.config = config
+
+    def train(self) -> None:
+        counts: Counter[str] = Counter()
+        for finding in examine(self.config):
+            print(finding, flush=True)
+            counts[finding.level] += 1
+        print(summary(self.config, counts))
+        if counts[ERROR]:
+            sys.exit(1)
+
+    eval = train
+
+
+def examine(config: DictConfig) -> Iterator[Finding]:
+    """All findings, in the order in which a user would mend them."""
+    from habitat_vlnr1.doctor import environment, model_data
+    from habitat_vlnr1.doctor.task_data import TaskData
+
+    task = TaskData(config)
+    checks = {
+        "packages": partial(environment.packages, config),
+        "imports": partial(environment.imports, config),
+        "simulator": partial(environment.simulator, config),
+        "gpu": partial(environment.gpu, config),
+        "rendering": partial(environment.rendering, config),
+        "limits": partial(environment.limits, config),
+        "episodes": task.check_episodes,
+        "scenes": task.check_scenes,
+        "VLN-Ego": partial(model_data.exported, config),
+        "weights": partial(model_data.weights, config),
+        "checkpoints": partial(model_data.checkpoints, config),
+        "disk": partial(model_data.disk, config, task),
+    }
+    for topic, check in checks.items():
+        yield from guarded(topic, check)
+
+
+def summary(config: DictConfig, counts: Counter[str]) -> str:
+    """The last line."""
+    told = ", ".join(f"{counts[level]} {level}" for level in LEVELS)
+    if counts[ERROR]:
+        verdict = "mend the ERRORs first"
+    elif counts[OK] < counts.total():
+        verdict = "it will run; read the WARNINGs"
+    else:
+        verdict = "all is well"
+    return f"vlnr1_doctor, task {config.vlnr1.task.name}, protocol {config.vlnr1.protocol.name}: {told}; {verdict}"
