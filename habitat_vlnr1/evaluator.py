@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from habitat.core.logging import logger
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.rl.ppo.evaluator import Evaluator, pause_envs
 from habitat_baselines.utils.common import batch_obs, get_action_space_info, inference_mode
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from habitat_vlnr1 import visualize
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.baselines import EXPERT
+from habitat_vlnr1.eval_rows import Row, RowMaker
 from habitat_vlnr1.results import (
     METRICS,
     EpisodeLog,
@@ -39,7 +39,6 @@ from habitat_vlnr1.results import (
     write_json,
 )
 from habitat_vlnr1.sim.gym_env import TRACE
-from habitat_vlnr1.trainers.base import edited
 
 MEASURES = {
     "success": "SR",
@@ -76,48 +75,20 @@ class VLNR1Evaluator(Evaluator):
         protocol = OmegaConf.to_container(config.vlnr1.protocol, resolve=True)
         print(protocol_text(protocol), flush=True)
         agent.eval()
-        policies = make_policies(agent, config, device, env_spec)
+        rows = RowMaker(agent, config, env_spec, envs.observation_spaces[0], obs_transforms).rows(device)
         chosen = choose_episodes(envs, config.habitat_baselines.test_episode_count)
         summaries = []
-        for name, policy in policies.items():
-            if EXPERT in env_spec.observation_space.spaces and hasattr(policy, "needs"):
-                for index in range(
-                    envs.num_envs
-                ):  # the expert plans at every step, which costs as much as the picture
-                    envs.call_at(index, "silence", {"uuid": EXPERT, "silent": EXPERT not in policy.needs})
-            summary = _Evaluation(name, policy, envs, config, protocol, chosen, device, obs_transforms).run()
+        for name, row in rows.items():
+            if EXPERT in env_spec.observation_space.spaces:
+                for index in range(envs.num_envs):  # the expert plans at every step, as dear as the picture
+                    envs.call_at(index, "silence", {"uuid": EXPERT, "silent": not row.reads(EXPERT)})
+            summary = _Evaluation(name, row, envs, config, protocol, chosen, device).run()
             for metric in METRICS:
                 if summary[metric] is not None:
                     writer.add_scalar(f"eval_{name}/{metric}", summary[metric], step_id)
             summaries.append(summary)
         print(table(summaries), flush=True)
         return summaries
-
-
-def make_policies(agent: Any, config: DictConfig, device: torch.device, env_spec: Any) -> dict[str, Any]:
-    """The policies of `vlnr1.eval.policies`: the agent's own, and beside it those that are not the agent's.
-
-    A row is the name of a registered policy, or {name, checkpoint} for one with weights of its own.
-
-    Raises:
-        ValueError: none is named, or one is not registered.
-    """
-    own = config.habitat_baselines.rl.policy[agent.agent_name].name
-    policies = {}
-    for name, row in config.vlnr1.eval.policies.items():
-        registered, weights = (row, None) if isinstance(row, str) else (row.name, row.checkpoint)
-        if registered == own and weights is None:
-            policies[name] = agent.actor_critic
-            continue
-        policy_class = baseline_registry.get_policy(registered)
-        if policy_class is None:
-            raise ValueError(f"vlnr1.eval.policies.{name}: no policy {registered!r} is registered")
-        its_config = config if weights is None else edited(config, **{"vlnr1.checkpoint": weights})
-        policies[name] = policy_class.from_config(its_config, env_spec.observation_space, env_spec.action_space)
-        policies[name].to(device).eval()
-    if not policies:
-        raise ValueError("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
-    return policies
 
 
 def choose_episodes(envs: Any, count: int) -> list[list[tuple[str, str]]]:
@@ -169,16 +140,15 @@ class _Evaluation:
     def __init__(
         self,
         name: str,
-        policy: Any,
+        row: Row,
         envs: Any,
         config: DictConfig,
         protocol: dict[str, Any],
         chosen: Sequence[Sequence[tuple[str, str]]],
         device: torch.device,
-        obs_transforms: Sequence[Any],
     ):
-        self.name, self.policy, self.envs, self.config = name, policy, envs, config
-        self.protocol, self.device, self.obs_transforms = protocol, device, obs_transforms
+        self.name, self.row, self.policy, self.envs, self.config = name, row, row.policy, envs, config
+        self.protocol, self.device = protocol, device
         self.split = config.habitat_baselines.eval.split
         self.folder = Path(config.vlnr1.results_dir) / name / self.split
         self.log = EpisodeLog(self.folder, self._identity())
@@ -196,9 +166,9 @@ class _Evaluation:
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the results; see `EpisodeLog`."""
-        own = getattr(self.policy, "identity", {})
+        own = self.row.identity
         identity = {"policy": self.name, "split": self.split, "protocol": self.protocol, **own}
-        if "checkpoint" in own:
+        if "checkpoint" in own and "weights" not in own:
             memory = OmegaConf.to_container(self.config.vlnr1.memory, resolve=True)
             identity |= {"memory": memory, "weights": folder_fingerprint(own["checkpoint"])}
         return identity
@@ -262,12 +232,16 @@ class _Evaluation:
 
     def _batch(self, observations: Sequence[Mapping[str, np.ndarray]]) -> Any:
         batch = batch_obs(self.envs.post_step(observations), device=self.device)
-        return apply_obs_transforms_batch(batch, self.obs_transforms)
+        return apply_obs_transforms_batch(batch, self.row.obs_transforms)
 
     def _act(self, batch: Any, state: dict[str, torch.Tensor]) -> tuple[Any, list[int]]:
         with inference_mode():
             action_data = self.policy.act(
-                batch, state["hidden"], state["prev_actions"], state["masks"], deterministic=False
+                batch,
+                state["hidden"],
+                state["prev_actions"],
+                state["masks"],
+                deterministic=self.row.deterministic,
             )
             if action_data.should_inserts is None:
                 state["hidden"] = action_data.rnn_hidden_states

@@ -4,7 +4,7 @@ A VLN-Ego folder holds episodes, not records::
 
     meta.json               what was exported: protocol, split, expert, format
     episodes*.jsonl         one line per episode (several files when the export was split over processes)
-    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step
+    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step (and 0000.depth.png …, if depth was exported)
 
 `actions[i]` is the action taken at frame i, and the last one is STOP, so there are as many frames as actions. A
 record is a *view*, made when it is read: at frame i the model sees what the memory chooses of v_0 … v_{i-1}, and v_i;
@@ -77,6 +77,10 @@ class Episode:
     def frame(self, step: int) -> str:
         """Path of frame `step` relative to the folder."""
         return f"frames/{self.scene}/{self.episode_id}/{step:04d}.jpg"
+
+    def depth(self, step: int) -> str:
+        """Path of the depth image of frame `step`: 16-bit PNG, 65535 for a normalised depth of 1, if exported."""
+        return f"frames/{self.scene}/{self.episode_id}/{step:04d}.depth.png"
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Episode:
@@ -260,8 +264,12 @@ class EpisodeWriter:
             return
         write_atomically(path, json.dumps(meta, indent=2).encode())
 
-    def write(self, episode: Episode, jpegs: Sequence[bytes]) -> None:
-        """Write one whole episode: `jpegs[i]` is the encoded frame at which `actions[i]` was taken."""
+    def write(self, episode: Episode, jpegs: Sequence[bytes], depths: Sequence[bytes] = ()) -> None:
+        """Write one whole episode: `jpegs[i]` is the encoded frame at which `actions[i]` was taken.
+
+        Args:
+            depths: encoded depth images of the same frames, or none.
+        """
         if len(jpegs) != len(episode.actions):
             raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if episode.episode_id in self.done:
@@ -269,6 +277,8 @@ class EpisodeWriter:
         (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
         for step, jpeg in enumerate(jpegs):
             (self.root / episode.frame(step)).write_bytes(jpeg)
+        for step, png in enumerate(depths):
+            (self.root / episode.depth(step)).write_bytes(png)
         row = asdict(episode)
         if not episode.descriptions:
             del row["descriptions"]

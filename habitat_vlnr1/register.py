@@ -15,8 +15,11 @@ BASELINES_MODULES = (
     "habitat_vlnr1.obs_transform",
     "habitat_vlnr1.policy",
     "habitat_vlnr1.baselines",
+    "habitat_vlnr1.vlnce.policies",
+    "habitat_vlnr1.memory_policy",
     "habitat_vlnr1.evaluator",
     "habitat_vlnr1.trainers.export",
+    "habitat_vlnr1.trainers.il",
     "habitat_vlnr1.trainers.sft",
     "habitat_vlnr1.trainers.rft",
 )

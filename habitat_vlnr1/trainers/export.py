@@ -34,12 +34,20 @@ class Walk:
     jpegs: list[bytes] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     descriptions: list[str] = field(default_factory=list)
+    depths: list[bytes] = field(default_factory=list)
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     """uint8 [H, W, 3 or 4] to JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(rgb[..., :3]).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def encode_depth(depth: np.ndarray) -> bytes:
+    """Normalised depth, float [H, W, 1] in 0 … 1, to 16-bit PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(depth[..., 0] * 65535).astype(np.uint16)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -74,6 +82,8 @@ def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,
     }
+    if "depth" in config.vlnr1.observations:  # vlnr1/sensors=[expert,depth]
+        meta["depth"] = "16-bit PNG"
     writer = EpisodeWriter(root, meta)
     config = edited(
         described(config) if export.describe else config,
@@ -167,6 +177,8 @@ class Walkers:
     def _look(self, walk: Walk, observation: dict[str, Any]) -> None:
         walk.jpegs.append(encode_jpeg(observation["rgb"], self.jpeg_quality))
         walk.actions.append(int(np.asarray(observation[EXPERT]).item()))
+        if "depth" in observation:
+            walk.depths.append(encode_depth(observation["depth"]))
         if DESCRIPTION in observation:
             walk.descriptions.append(decode_text(observation[DESCRIPTION]))
 
@@ -187,6 +199,7 @@ class Walkers:
                     descriptions=tuple(walk.descriptions),
                 ),
                 walk.jpegs,
+                walk.depths,
             )
 
     def _episode(self, index: int) -> Any:
