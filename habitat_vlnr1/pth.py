@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import typing
+from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 _CONFIG_PACKAGES = ("omegaconf", "habitat", "habitat_baselines", "habitat_vlnr1")
-_PLAIN = {"typing.Any": typing.Any} | {
-    f"builtins.{kind.__name__}": kind for kind in (bool, bytes, dict, float, int, list, str, tuple)
-}
+_PLAIN = (
+    {f"builtins.{kind.__name__}": kind for kind in (bool, bytes, dict, float, int, list, str, tuple)}
+    | {f"typing.{name}": getattr(typing, name) for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")}
+    | {"collections.defaultdict": defaultdict}
+)
 
 
 def read_pth(path: str | os.PathLike[str]) -> dict[str, Any]:
