@@ -13,11 +13,11 @@ In a config, so that Habitat's own trainers can load what they have saved::
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import pickle
 import re
 import typing
-from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 _CONFIG_PACKAGES = ("omegaconf", "habitat", "habitat_baselines", "habitat_vlnr1")
+
+
+def _no_cache(factory: Any) -> dict[str, Any]:
+    """Stands for the defaultdict of what OmegaConf has resolved: `torch.load` fills plain dicts only."""
+    return {}
+
+
 _PLAIN = (
     {f"builtins.{kind.__name__}": kind for kind in (bool, bytes, dict, float, int, list, str, tuple)}
     | {f"typing.{name}": getattr(typing, name) for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")}
-    | {"collections.defaultdict": defaultdict}
+    | {"builtins.Ellipsis": ..., "_operator.getitem": operator.getitem}  # these make Tuple[float, ...]
+    | {"collections.defaultdict": _no_cache}
 )
 
 
@@ -49,7 +57,9 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ValueError("it holds no state_dict")
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # PyTorch's message is a page with the cause in one of its lines.
+        found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
+        reason = found[1] if found else (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a Habitat-Baselines checkpoint that can be read safely: {reason}") from None
     if isinstance(checkpoint.get("config"), DictConfig):
         checkpoint["config"] = OmegaConf.to_container(checkpoint["config"], enum_to_str=True)
