@@ -26,7 +26,7 @@ from tqdm import tqdm
 from habitat_vlnr1 import visualize
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.baselines import EXPERT
-from habitat_vlnr1.mixture import make_policy
+from habitat_vlnr1.eval_rows import Row, RowMaker
 from habitat_vlnr1.results import (
     METRICS,
     EpisodeLog,
@@ -76,17 +76,15 @@ class VLNR1Evaluator(Evaluator):
         protocol = OmegaConf.to_container(config.vlnr1.protocol, resolve=True)
         print(protocol_text(protocol), flush=True)
         agent.eval()
-        policies = make_policies(agent, config, device, env_spec)
+        rows = RowMaker(agent, config, env_spec, envs.observation_spaces[0], obs_transforms).rows(device)
         chosen = choose_episodes(envs, config.habitat_baselines.test_episode_count)
         left_out = list(getattr(envs, "left_out", ()))  # before any was walked, by our environment factory
         summaries = []
-        for name, policy in policies.items():
-            if EXPERT in env_spec.observation_space.spaces and hasattr(policy, "needs"):
-                for index in range(
-                    envs.num_envs
-                ):  # the expert plans at every step, which costs as much as the picture
-                    envs.call_at(index, "silence", {"uuid": EXPERT, "silent": EXPERT not in policy.needs})
-            summary = _Evaluation(name, policy, envs, config, protocol, chosen, device, obs_transforms).run(left_out)
+        for name, row in rows.items():
+            if EXPERT in env_spec.observation_space.spaces:
+                for index in range(envs.num_envs):  # the expert plans at every step, as dear as the picture
+                    envs.call_at(index, "silence", {"uuid": EXPERT, "silent": not row.reads(EXPERT)})
+            summary = _Evaluation(name, row, envs, config, protocol, chosen, device).run(left_out)
             for metric in METRICS:
                 if summary[metric] is not None:
                     writer.add_scalar(f"eval_{name}/{metric}", summary[metric], step_id)
@@ -94,27 +92,6 @@ class VLNR1Evaluator(Evaluator):
         print(table(summaries), flush=True)
         envs.left_out = list(dict.fromkeys(LeftOut(**entry) for s in summaries for entry in s["left_out"]))
         return summaries
-
-
-def make_policies(agent: Any, config: DictConfig, device: torch.device, env_spec: Any) -> dict[str, Any]:
-    """The policies of `vlnr1.eval.policies`: the agent's own, and beside it those that are not the agent's.
-
-    A row is what `make_policy` takes: the name of a registered policy, or {name, checkpoint} for other weights.
-
-    Raises:
-        ValueError: none is named, or one is not registered.
-    """
-    own = config.habitat_baselines.rl.policy[agent.agent_name].name
-    policies = {}
-    for name, row in config.vlnr1.eval.policies.items():
-        if row == own:
-            policies[name] = agent.actor_critic
-            continue
-        place, seen = f"vlnr1.eval.policies.{name}", env_spec.observation_space
-        policies[name] = make_policy(place, row, config, seen, env_spec.action_space).to(device).eval()
-    if not policies:
-        raise ValueError("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
-    return policies
 
 
 def choose_episodes(envs: Any, count: int) -> list[list[tuple[str, str]]]:
@@ -167,16 +144,15 @@ class _Evaluation:
     def __init__(
         self,
         name: str,
-        policy: Any,
+        row: Row,
         envs: Any,
         config: DictConfig,
         protocol: dict[str, Any],
         chosen: Sequence[Sequence[tuple[str, str]]],
         device: torch.device,
-        obs_transforms: Sequence[Any],
     ):
-        self.name, self.policy, self.envs, self.config = name, policy, envs, config
-        self.protocol, self.device, self.obs_transforms = protocol, device, obs_transforms
+        self.name, self.row, self.policy, self.envs, self.config = name, row, row.policy, envs, config
+        self.protocol, self.device = protocol, device
         self.split = config.habitat_baselines.eval.split
         self.folder = Path(config.vlnr1.results_dir) / name / self.split
         self.log = EpisodeLog(self.folder, self._identity())
@@ -194,9 +170,9 @@ class _Evaluation:
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the results; see `EpisodeLog`."""
-        own = getattr(self.policy, "identity", {})
+        own = self.row.identity
         identity = {"policy": self.name, "split": self.split, "protocol": self.protocol, **own}
-        if "checkpoint" in own:
+        if "checkpoint" in own and "weights" not in own:
             memory = OmegaConf.to_container(self.config.vlnr1.memory, resolve=True)
             identity |= {"memory": memory, "weights": folder_fingerprint(own["checkpoint"])}
         return identity
@@ -260,12 +236,16 @@ class _Evaluation:
 
     def _batch(self, observations: Sequence[Mapping[str, np.ndarray]]) -> Any:
         batch = batch_obs(self.envs.post_step(observations), device=self.device)
-        return apply_obs_transforms_batch(batch, self.obs_transforms)
+        return apply_obs_transforms_batch(batch, self.row.obs_transforms)
 
     def _act(self, batch: Any, state: dict[str, torch.Tensor]) -> tuple[Any, list[int]]:
         with inference_mode():
             action_data = self.policy.act(
-                batch, state["hidden"], state["prev_actions"], state["masks"], deterministic=False
+                batch,
+                state["hidden"],
+                state["prev_actions"],
+                state["masks"],
+                deterministic=self.row.deterministic,
             )
             if action_data.should_inserts is None:
                 state["hidden"] = action_data.rnn_hidden_states

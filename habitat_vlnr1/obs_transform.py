@@ -56,7 +56,8 @@ class LongShortMemory(ObservationTransformer):
 
     Reads `rgb` uint8 [N, H, W, 3] and `vlnr1_clock` int64 [N, 2] (rollout id, step); adds
 
-    - `vlnr1_memory` uint8 [N, budget, H, W, 3]: the chosen frames in order of time, zeros behind them;
+    - `vlnr1_memory` uint8 [N, H, budget · W, 3]: the chosen frames side by side in order of time, zeros behind them (a
+      strip, because Habitat draws whatever has the shape of an image into its videos; `memory_frames` cuts it);
     - `vlnr1_memory_steps` int64 [N, budget]: the steps of those frames, -1 behind them.
 
     Args:
@@ -87,7 +88,8 @@ class LongShortMemory(ObservationTransformer):
         observation_space = copy.deepcopy(observation_space)
         budget = self.memory.budget
         frame = observation_space.spaces[self.rgb_key]
-        observation_space.spaces[MEMORY] = spaces.Box(0, 255, (budget, *frame.shape), np.uint8)
+        height, width, channels = frame.shape
+        observation_space.spaces[MEMORY] = spaces.Box(0, 255, (height, budget * width, channels), np.uint8)
         observation_space.spaces[MEMORY_STEPS] = spaces.Box(-1, np.iinfo(np.int64).max, (budget,), np.int64)
         return observation_space
 
@@ -95,16 +97,17 @@ class LongShortMemory(ObservationTransformer):
     def forward(self, observations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         rgb = observations[self.rgb_key]
         clocks = observations[CLOCK].cpu().tolist()
-        frames = rgb.new_zeros((rgb.shape[0], self.memory.budget, *rgb.shape[1:]))
-        steps = torch.full(frames.shape[:2], -1, dtype=torch.int64)
+        count, height, width, channels = rgb.shape
+        strip = rgb.new_zeros((count, height, self.memory.budget * width, channels))
+        steps = torch.full((count, self.memory.budget), -1, dtype=torch.int64)
         for row, (rollout, step) in enumerate(clocks):
             history = self._remember(rollout, step, rgb[row])
             chosen = self.memory.select(step)
             for slot, past in enumerate(chosen):
-                frames[row, slot] = history[past]
+                strip[row, :, slot * width : (slot + 1) * width] = history[past]
                 steps[row, slot] = past
         observations = copy.copy(observations)
-        observations[MEMORY] = frames
+        observations[MEMORY] = strip
         observations[MEMORY_STEPS] = steps.to(rgb.device)
         return observations
 
@@ -122,3 +125,9 @@ class LongShortMemory(ObservationTransformer):
         while len(self._frames) > self.max_rollouts:
             self._frames.popitem(last=False)
         return history
+
+
+def memory_frames(observations: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The strip that `LongShortMemory` added, cut into its frames: uint8 [N, budget, H, W, 3], a view."""
+    strip, budget = observations[MEMORY], observations[MEMORY_STEPS].shape[1]
+    return strip.unflatten(2, (budget, strip.shape[2] // max(budget, 1))).movedim(2, 1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.baselines import ScriptedPolicy
-from habitat_vlnr1.obs_transform import CLOCK, MEMORY, MEMORY_STEPS
+from habitat_vlnr1.obs_transform import CLOCK, MEMORY, MEMORY_STEPS, memory_frames
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.sim.text import decode_text
 
@@ -173,7 +173,7 @@ def prompt_of(observations: dict[str, Tensor], row: int) -> Prompt:
 
     rollout, step = observations[CLOCK][row].tolist()
     past = [int(s) for s in observations[MEMORY_STEPS][row].tolist() if s >= 0]
-    frames = [observations[MEMORY][row, slot].cpu().numpy() for slot in range(len(past))]
+    frames = [*memory_frames(observations)[row, : len(past)].contiguous().cpu().numpy()]
     frames.append(observations["rgb"][row].cpu().numpy())
     return Prompt(
         instruction=decode_text(observations[INSTRUCTION][row].cpu().numpy()),

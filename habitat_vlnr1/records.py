@@ -4,7 +4,7 @@ A VLN-Ego folder holds episodes, not records::
 
     meta.json               what was exported: protocol, split, expert, format
     episodes*.jsonl         one line per episode (several files when the export was split over processes)
-    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step
+    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step (and 0000.depth.png …, if depth was exported)
     frames_checked.json     that every frame was once found whole, and for which episode lines
 
 `actions[i]` is the action taken at frame i, and the last one is STOP, so there are as many frames as actions. A
@@ -102,6 +102,10 @@ class Episode:
     def frame(self, step: int) -> str:
         """Path of frame `step` relative to the folder."""
         return f"frames/{self.scene}/{self.episode_id}/{step:04d}.jpg"
+
+    def depth(self, step: int) -> str:
+        """Path of the depth image of frame `step`: 16-bit PNG, 65535 for a normalised depth of 1, if exported."""
+        return f"frames/{self.scene}/{self.episode_id}/{step:04d}.depth.png"
 
     @property
     def steps(self) -> Sequence[int]:
@@ -324,9 +328,13 @@ class EpisodeWriter:
         self.done = {episode.episode_id for episode in read_episode_lines(self.file)} if self.file.exists() else set()
         self._lines = self.file.open("a", encoding="utf-8")
 
-    def write(self, episode: Episode, jpegs: Sequence[bytes | Path]) -> None:
+    def write(self, episode: Episode, jpegs: Sequence[bytes | Path], depths: Sequence[bytes] = ()) -> None:
         """Write one whole episode: `jpegs[i]` is the frame at which `actions[i]` was taken, encoded, or as a file
-        (see `place_frame`)."""
+        (see `place_frame`).
+
+        Args:
+            depths: encoded depth images of the same frames, or none.
+        """
         if len(jpegs) != len(episode.actions):
             raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if episode.episode_id in self.done:
@@ -334,6 +342,8 @@ class EpisodeWriter:
         (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
         for step, jpeg in enumerate(jpegs):
             place_frame(jpeg, self.root / episode.frame(step))
+        for step, png in enumerate(depths):
+            (self.root / episode.depth(step)).write_bytes(png)
         row = asdict(episode)
         for optional in ("descriptions", "labels"):
             if not row[optional]:

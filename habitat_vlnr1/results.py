@@ -147,11 +147,12 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 def folder_fingerprint(path: str | Path) -> dict[str, str] | None:
     """What tells two checkpoints under the same name apart: size and a hash of both ends of each weights file.
 
-    Returns None when there is no such folder or no weights in it (a model named by hub id, say). Hashing only a
+    `path` is a folder or a weights file itself. Returns None when there is no such folder or no weights in it (a model
+    named by hub id, say). Hashing only a
     mebibyte at each end keeps this quick for large models; any training step changes both.
     """
     digests = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
+    for file in [Path(path)] if Path(path).is_file() else sorted(Path(path).glob("*.safetensors")):
         size, mebibyte = file.stat().st_size, 1 << 20
         with file.open("rb") as stream:
             head = stream.read(mebibyte)

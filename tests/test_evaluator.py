@@ -96,6 +96,7 @@ class Envs:
 
     def __init__(self, *workers):
         self.awake, self.paused = list(workers), []
+        self.observation_spaces = [SPACE for _ in workers]
 
     @property
     def num_envs(self):

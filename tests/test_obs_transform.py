@@ -5,7 +5,7 @@ from gym import spaces
 from omegaconf import OmegaConf
 
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.obs_transform import MEMORY, MEMORY_STEPS, LongShortMemory, LongShortMemoryConfig
+from habitat_vlnr1.obs_transform import MEMORY, MEMORY_STEPS, LongShortMemory, LongShortMemoryConfig, memory_frames
 
 STRATEGIES = [
     {"strategy": "long_short", "budget": 5, "short_window": 2, "long_stride": 2},
@@ -22,7 +22,7 @@ def batch(clocks):
 
 def shown(observations):
     """Per row: [(value of the frame, its step), …]."""
-    rows = zip(observations[MEMORY], observations[MEMORY_STEPS], strict=True)
+    rows = zip(memory_frames(observations), observations[MEMORY_STEPS], strict=True)
     return [
         [(int(frame.float().mean()), int(s)) for frame, s in zip(frames, steps, strict=True) if s >= 0]
         for frames, steps in rows
@@ -43,7 +43,7 @@ def test_pausing_resets_and_reordering_never_mix_histories(params):
         result = transform(batch(clocks))
         expected = [[((10 * r + s) % 256, s) for s in transform.memory.select(t)] for r, t in clocks]
         assert shown(result) == expected
-        assert (result[MEMORY][result[MEMORY_STEPS] < 0] == 0).all()
+        assert (memory_frames(result)[result[MEMORY_STEPS] < 0] == 0).all()
         for r in rollouts:
             step_of[r] += 1
             if rng.random() < 0.05:
@@ -76,7 +76,7 @@ def test_observation_space_grows_by_the_budget():
     space = spaces.Dict({"rgb": spaces.Box(0, 255, (4, 6, 3), np.uint8), "vlnr1_clock": spaces.Box(0, 1, (2,))})
     transform = LongShortMemory.from_config(OmegaConf.structured(LongShortMemoryConfig))
     grown = transform.transform_observation_space(space)
-    assert grown[MEMORY].shape == (16, 4, 6, 3)
+    assert grown[MEMORY].shape == (4, 16 * 6, 3)
     assert grown[MEMORY_STEPS].shape == (16,)
     assert MEMORY not in space.spaces
     with pytest.raises(ValueError, match="needs the observation 'vlnr1_clock'"):

@@ -19,7 +19,7 @@ SPACE = spaces.Dict(
         "rgb": spaces.Box(0, 255, (4, 4, 3), np.uint8),
         "vlnr1_instruction": spaces.Box(0, 255, (32,), np.uint8),
         "vlnr1_clock": spaces.Box(0, 2**62, (2,), np.int64),
-        "vlnr1_memory": spaces.Box(0, 255, (BUDGET, 4, 4, 3), np.uint8),
+        "vlnr1_memory": spaces.Box(0, 255, (4, BUDGET * 4, 3), np.uint8),
         "vlnr1_memory_steps": spaces.Box(-1, 2**62, (BUDGET,), np.int64),
     }
 )
@@ -52,7 +52,7 @@ def batch(*clocks):
         "rgb": torch.full((rows, 4, 4, 3), 9, dtype=torch.uint8),
         "vlnr1_instruction": torch.from_numpy(np.stack(instructions)),
         "vlnr1_clock": torch.tensor(clocks),
-        "vlnr1_memory": torch.full((rows, BUDGET, 4, 4, 3), 5, dtype=torch.uint8),
+        "vlnr1_memory": torch.full((rows, 4, BUDGET * 4, 3), 5, dtype=torch.uint8),
         "vlnr1_memory_steps": steps,
     }
 

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeVar
 
+import hydra
 from habitat import ThreadedVectorEnv, VectorEnv, logger, make_dataset
 from habitat.config import read_write
 from habitat.core.dataset import BaseEpisode
 from habitat.tasks.vln.vln import VLNEpisode
 from habitat_baselines.common.env_factory import VectorEnvFactory
-from omegaconf import DictConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.register import register_sim
 from habitat_vlnr1.results import left_out_text
@@ -18,6 +20,16 @@ from habitat_vlnr1.sim.datasets import VLNCEDataset
 from habitat_vlnr1.sim.vector_env import VLNVectorEnv, make_env
 
 E = TypeVar("E", bound=BaseEpisode)
+
+
+def make_scenes(config: DictConfig) -> None:
+    """Make the task's scenes and episodes when the config names a maker (`vlnr1.task.scenes._target_`)."""
+    scenes = OmegaConf.select(config, "vlnr1.task.scenes")
+    if scenes is not None:
+        try:
+            hydra.utils.call(scenes)
+        except InstantiationException as error:
+            raise (error.__cause__ or error) from None  # the maker's own line, not Hydra's around it
 
 
 def split_episodes(episodes: Sequence[E], parts: int) -> list[list[E]]:
@@ -119,6 +131,7 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         The division depends on the episodes and `num_environments` alone. `enforce_scenes_greater_eq_environments`
         is of no use here: no episode is in two environments.
         """
+        make_scenes(config)  # our trainers have done so before; Habitat's own have not
         number = config.habitat_baselines.num_environments
         if number < 1:
             raise ValueError(f"habitat_baselines.num_environments is {number}: at least 1 is needed")

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import hydra
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.sim.env_factory import make_scenes
 
 LEFT_OUT_STATUS = 3
 """Exit status of a command that has done its work except for some episodes that its data did not allow."""
-
-
-def make_scenes(config: DictConfig) -> None:
-    """Make the task's scenes and episodes when the config names a maker (`vlnr1.task.scenes._target_`)."""
-    scenes = OmegaConf.select(config, "vlnr1.task.scenes")
-    if scenes is not None:
-        try:
-            hydra.utils.call(scenes)
-        except InstantiationException as error:
-            raise (error.__cause__ or error) from None  # the maker's own line, not Hydra's around it
 
 
 def edited(config: DictConfig, **changes: object) -> DictConfig:

@@ -55,6 +55,7 @@ class Walk:
     jpegs: list[bytes] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     descriptions: list[str] = field(default_factory=list)
+    depths: list[bytes] = field(default_factory=list)
     # Where somebody else walks (DAgger): the expert's plans by step, and how many steps were its own.
     labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
     expert_steps: int = 0
@@ -64,6 +65,13 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     """uint8 [H, W, 3 or 4] to JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(rgb[..., :3]).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def encode_depth(depth: np.ndarray) -> bytes:
+    """Normalised depth, float [H, W, 1] in 0 … 1, to 16-bit PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(depth[..., 0] * 65535).astype(np.uint16)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -114,6 +122,8 @@ def export_meta(config: DictConfig, split: str) -> dict[str, Any]:
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,
     }
+    if "depth" in config.vlnr1.observations:  # vlnr1/sensors=[expert,depth]
+        meta["depth"] = "16-bit PNG"
     meta |= {key: list(dataset[key]) for key in ("roles", "languages") if key in dataset}
     return meta | ({"num_shards": export.num_shards} if export.num_shards > 1 else {})
 
@@ -312,6 +322,8 @@ class Walkers:
     def _look(self, walk: Walk, observation: dict[str, Any], action: int) -> None:
         walk.jpegs.append(encode_jpeg(observation["rgb"], self.jpeg_quality))
         walk.actions.append(action)
+        if "depth" in observation:
+            walk.depths.append(encode_depth(observation["depth"]))
         if DESCRIPTION in observation:
             walk.descriptions.append(decode_text(observation[DESCRIPTION]))
 
@@ -342,6 +354,7 @@ class Walkers:
                     descriptions=tuple(walk.descriptions),
                 ),
                 walk.jpegs,
+                walk.depths,
             )
 
     def _begin(self, index: int) -> Walk:
