@@ -179,6 +179,7 @@ def test_what_no_shard_could_read_is_counted_once():
         "actions": {"stop": 2, "left": 0},
         "skipped": {},
         "left_out": [entry],
+        "seeds": {"habitat": 0, "scenes": None},
     }
     whole = merged([one, one | {"skipped": {"7": "expert missed the goal"}}])
     assert whole == one | {

@@ -54,12 +54,14 @@ def make(name, net=NET, seen=("rgb", "depth")):
 def episode(number, length):
     """An exported episode as the imitation trainer reads it."""
     rng = np.random.default_rng(number)
+    actions = torch.tensor([*rng.integers(1, 4, length - 1).tolist(), 0])
     return {
         "rgb": torch.from_numpy(rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8)),
         "depth": torch.from_numpy(rng.random((length, SIZE, SIZE, 1), dtype=np.float32)),
         "vlnr1_instruction": torch.from_numpy(encode_text(TEXTS[number % 2], 64)).expand(length, -1),
         "vlnr1_clock": torch.tensor([[number + 1, step] for step in range(length)]),
-        "actions": torch.tensor([*rng.integers(1, 4, length - 1).tolist(), 0]),
+        "actions": actions,
+        "taught": actions,
     }
 
 
@@ -87,7 +89,7 @@ def test_whole_episodes_give_what_single_steps_give(name):
             TRANSFORM._frames.clear()
             hidden, previous = torch.zeros(1, *policy.hidden_state_shape), torch.zeros(1, 1, dtype=torch.long)
             for step, action in enumerate(one["actions"]):
-                seen = {key: value[step : step + 1] for key, value in one.items() if key != "actions"}
+                seen = {key: value[step : step + 1] for key, value in one.items() if key not in ("actions", "taught")}
                 for transform in POLICIES[name][2]:
                     seen = transform(seen)
                 features, hidden, _ = policy.net(seen, hidden, previous, torch.tensor([[step > 0]]))

@@ -232,7 +232,7 @@ def merged(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     left_out = dict.fromkeys(LeftOut(**entry) for summary in summaries for entry in summary["left_out"])
     return {
         **{key: sum(summary[key] for summary in summaries) for key in ("episodes", "records", "looks_skipped")},
-        "seeds": summaries[0].get("seeds"),
+        "seeds": summaries[0]["seeds"],
         "actions": {name: actions[name] for name in summaries[0]["actions"]},
         "skipped": {name: why for summary in summaries for name, why in summary["skipped"].items()},
         "left_out": [entry._asdict() for entry in left_out],

@@ -39,8 +39,11 @@ from habitat_vlnr1.trainers.export import export_split, is_exported
 from habitat_vlnr1.vlnce.encoders import INSTRUCTION
 
 SPLIT = "train"
+IGNORED = -100
+"""In the place of an action that is not taught."""
 Steps = dict[str, Any]
-"""Observations `{key: [S, …]}`, `actions` [S] and `lengths` [B] of B episodes, one after the other."""
+"""Observations `{key: [S, …]}`, the `actions` [S] that were done and those that are `taught` [S] (IGNORED: none), and
+`lengths` [B] of B episodes, one after the other."""
 
 
 @baseline_registry.register_trainer(name="vlnr1_il")
@@ -108,7 +111,10 @@ class Episodes(Dataset):
             INSTRUCTION: told.expand(len(steps), -1),
             CLOCK: torch.tensor([[index + 1, step] for step in steps]),
             "actions": torch.tensor(episode.actions),
+            "taught": torch.full((len(steps),), IGNORED),
         }
+        for step in episode.steps:  # of a DAgger round, those with a label, which need not be what was done
+            seen["taught"][step] = int(episode.answer(step, 1)[0])
         if self.depth:
             seen["depth"] = torch.stack([_depth(root, episode, step) for step in steps])
         return seen
@@ -218,15 +224,17 @@ class Imitation:
         """One step down the gradient; returns loss and how often the expert's action was the likeliest."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.il.learning_rate * cosine_decay(self.step / self.steps)
-        actions = batch["actions"].to(self.device)
+        taught = batch["taught"].to(self.device)
         logits = self.logits(batch)
         weights = inflection_weights(batch["actions"], batch["lengths"], self.il.inflection_weight).to(self.device)
-        loss = (F.cross_entropy(logits, actions, reduction="none") * weights).sum() / len(batch["lengths"])
+        losses = F.cross_entropy(logits, taught, ignore_index=IGNORED, reduction="none")
+        loss = (losses * weights).sum() / len(batch["lengths"])
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.il.max_grad_norm)
         self.optimizer.step()
-        return {"loss": loss.item(), "accuracy": (logits.argmax(1) == actions).float().mean().item()}
+        right = (logits.argmax(1) == taught)[taught != IGNORED]
+        return {"loss": loss.item(), "accuracy": right.float().mean().item()}
 
     def logits(self, batch: Steps) -> torch.Tensor:
         """[S, actions]: what the policy thinks of every action while it is led along the expert's way."""
@@ -234,7 +242,7 @@ class Imitation:
         rollout = np.repeat(np.arange(len(lengths)), lengths)
         step = batch[CLOCK][:, 1].numpy()
         observations = {
-            key: value.to(self.device) for key, value in batch.items() if key not in ("actions", "lengths")
+            key: value.to(self.device) for key, value in batch.items() if key not in ("actions", "taught", "lengths")
         }
         uid = torch.from_numpy(rollout + self.step * self.il.batch_size + 1)  # new, so that no old history is taken up
         observations[CLOCK] = torch.stack([uid, batch[CLOCK][:, 1]], 1).to(self.device)
