@@ -102,7 +102,7 @@ def test_gradient_checkpointing_is_refused_clearly(made):
 
 def test_records_are_grouped_by_episode_and_the_collator_keeps_the_groups(made):
     class Ego:
-        root = None
+        root, meta = None, {}
         episodes = tuple(Episode(str(n), "s", WORDS[n], (1,) * length + (0,)) for n, length in enumerate([6, 3]))
 
     records = Records([Ego()], make_memory("current"), 6)
