@@ -3,7 +3,7 @@
 The embedded simulator reads ids from the `.glb`. habitat-sim, given a bare `.glb`, reads them from `_semantic.ply`, a
 mesh in the colours that `_semantic.txt` lists; both take the names from the latter.
 
-All are z-up, as habitat-sim takes bare files: world (x, y, z) = mesh (x, z, −y). Materials are unlit
+The `.glb` is z-up, as habitat-sim takes a bare one: world (x, y, z) = mesh (x, z, −y). Materials are unlit
 (KHR_materials_unlit), colour = texture × vertex colour.
 """
 
@@ -132,11 +132,15 @@ def semantic_text(objects: list[SceneObject]) -> str:
 
 
 def semantic_ply(objects: list[SceneObject]) -> bytes:
-    """The objects' triangles as a binary PLY, each in its colour of the annotation."""
+    """The objects' triangles as a binary PLY, each in its colour of the annotation.
+
+    habitat-sim turns a PLY beside a bare `.glb` twice from z-up to y-up, once as the scene's frame asks and once as it
+    does with every semantic PLY: world (x, y, z) = mesh (x, −y, −z).
+    """
     points, faces, ids = geometry(objects)
     codes = _code(np.repeat(ids[::2].astype(np.int64), 4))  # two faces and four points a quad
     vertices = np.zeros(len(points), [("position", "<f4", 3), ("colour", "u1", 3)])
-    vertices["position"] = to_mesh_frame(points)
+    vertices["position"] = points * np.float32([1, -1, -1])
     vertices["colour"] = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
     triangles = np.zeros(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
     triangles["count"], triangles["corners"] = 3, faces
