@@ -1,5 +1,6 @@
 """Puts our configs on Hydra's search path. This folder has no __init__.py: it is Hydra's namespace package."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 import habitat_vlnr1
+
+# habitat-sim's `corrade` makes every later extension module global: then Triton's LLVM and that of Mesa's software
+# renderer meet in one process, and it dies. Hydra comes here after `import habitat_sim` and before Triton.
+sys.setdlopenflags(sys.getdlopenflags() & ~os.RTLD_GLOBAL)
 
 
 def config_roots() -> list[Path]:

@@ -102,6 +102,15 @@ def test_observations(config):
     env.close()
 
 
+def test_a_scene_without_annotation_cannot_be_described(config):
+    env = make_env(config("+vlnr1/sensors=[description]", "habitat.dataset.split=val_unseen"))  # one scene
+    env.reset()
+    env.unwrapped.habitat_env.sim.semantic_scene.objects.clear()
+    with pytest.raises(ValueError, match=r"unseen_0000.glb: .*no semantic annotation.*vlnr1.export.describe=false"):
+        env.reset()
+    env.close()
+
+
 def test_a_long_instruction_is_an_error(config):
     env = make_env(config("habitat.task.lab_sensors.vlnr1_instruction.max_bytes=10"))
     with pytest.raises(ValueError, match=r"episode .* does not fit into 10.*vlnr1_instruction.max_bytes"):

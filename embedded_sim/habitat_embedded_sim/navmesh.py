@@ -218,11 +218,12 @@ class NavGrid:
     def step(self, start: ArrayLike, end: ArrayLike, slide: bool) -> Point:
         """Where an agent at start gets that walks straight to end; with `slide` it goes on along walls.
 
-        The result is always navigable; start itself if it does not project onto the mesh.
+        The result is always navigable; start itself if start or end does not project onto the mesh, or end projects
+        onto another island.
         """
         cell, x, _, z = self._snap(start)
         to_x, _, to_z = _point(end)
-        if cell < 0 or not np.isfinite(to_x + to_z):
+        if cell < 0 or self.island(end) != self._cells.island[cell]:
             return np.array(start, np.float32)
         cell, x, z = surface.move(self._cells, cell, x, z, to_x, to_z, bool(slide))
         return np.array([x, surface.height(self._cells, cell, x, z), z], np.float32)

@@ -1,4 +1,4 @@
-"""The semantic annotation beside a scene: `<stem>.semantic.txt` in the form of Habitat-Matterport 3D."""
+"""The semantic annotation beside a scene, in the form of Habitat-Matterport 3D."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from .gltf import SceneError
 
 _HEADER = "HM3D Semantic Annotations"
+_SUFFIXES = ("_semantic.txt", ".semantic.txt")  # what habitat-sim looks for beside a bare file; HM3D's own name
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Annotation:
 
 
 def read_annotations(scene_file: str | Path) -> list[Annotation]:
-    """The annotations of a scene, [] where it has no `<stem>.semantic.txt`; SceneError where a line is broken."""
-    path = Path(scene_file).with_suffix(".semantic.txt")
-    if not path.is_file():
-        return []
-    return list(_parse(path, path.read_text(encoding="utf-8").splitlines()))
+    """The annotations of a scene from `<stem>_semantic.txt` or `<stem>.semantic.txt`, [] where it has neither;
+    SceneError where a line is broken."""
+    stem = Path(scene_file).with_suffix("")
+    for path in (stem.with_name(stem.name + suffix) for suffix in _SUFFIXES):
+        if path.is_file():
+            return list(_parse(path, path.read_text(encoding="utf-8").splitlines()))
+    return []
 
 
 def _parse(path: Path, lines: list[str]) -> Iterator[Annotation]:

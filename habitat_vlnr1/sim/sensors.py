@@ -112,7 +112,8 @@ class DescriptionConfig(LabSensorConfig):
 class DescriptionSensor(LabSensor):
     """What is in view, in words: uint8 [max_bytes], UTF-8 zero padded (see `describe.describe`).
 
-    Reads the simulator's semantic and depth sensors, which need not be among `habitat.gym.obs_keys`.
+    Reads the simulator's semantic and depth sensors, which need not be among `habitat.gym.obs_keys`. ValueError at the
+    reset into a scene without semantic annotation.
     """
 
     uuid = "vlnr1_description"
@@ -131,10 +132,15 @@ class DescriptionSensor(LabSensor):
     def _get_observation_space(self, *args: Any, config: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(0, 255, (config.max_bytes,), np.uint8)
 
-    def get_observation(self, observations: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    def get_observation(self, observations: Any, *args: Any, episode: VLNEpisode, **kwargs: Any) -> np.ndarray:
         if "action" not in kwargs:  # a reset may have brought another scene
             objects = (thing for thing in self._sim.semantic_scene.objects if thing and thing.category)
             self._names = {int(thing.semantic_id): thing.category.name() for thing in objects}
+            if not self._names:
+                raise ValueError(
+                    f"{episode.scene_id}: the simulator has no semantic annotation of this scene, so there is nothing "
+                    "to describe; set vlnr1.export.describe=false"
+                )
         depth = observations["depth"][..., 0]
         if self._depth.normalize_depth:
             depth = depth * (self._depth.max_depth - self._depth.min_depth) + self._depth.min_depth

@@ -180,7 +180,13 @@ def test_storeys_are_kept_apart_and_joined_by_stairs():
 
 def test_a_drop_is_a_boundary():
     grid = NavGrid.build(*scene((0, -0.1, 0, 3, 0, 4), (3, -0.6, 0, 6, -0.5, 4)), SETTINGS)
-    assert grid.step([2, 0, 2], [4, 0, 2], slide=True)[0] == pytest.approx(3 - RADIUS, abs=0.06)
+    assert grid.step([2, 0, 2], [2.95, 0, 2], slide=True)[0] == pytest.approx(3 - RADIUS, abs=0.06)
+
+
+@pytest.mark.parametrize("end", [[4, 0, 2], [9, 0, 2]])  # over the lower floor; over nothing
+def test_a_step_towards_another_island_or_nowhere_stays(end):
+    grid = NavGrid.build(*scene((0, -0.1, 0, 3, 0, 4), (3, -0.6, 0, 6, -0.5, 4)), SETTINGS)
+    assert np.array_equal(grid.step([2, 0, 2], end, slide=True), [2, 0, 2])
 
 
 # ---- moving -----------------------------------------------------------------------------------------------

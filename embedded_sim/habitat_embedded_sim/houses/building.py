@@ -17,6 +17,8 @@ from habitat_embedded_sim.houses.plan import Window as WindowPlan
 from habitat_embedded_sim.houses.scene import SHADE_TOP, Point, SceneObject
 from habitat_embedded_sim.houses.style import RGB
 
+# habitat-sim's navmesh rounds heights up to whole cells (20 cm) above the lowest point: this brings its floor to 1 mm.
+_SLAB = 0.199
 _SILL, _WINDOW_TOP = 0.95, 2.05
 _SKIRTING = 0.1
 _SKY: RGB = (176, 222, 255)
@@ -64,6 +66,7 @@ def _room_shell(plan: Plan, room: Room, new) -> None:
     floor = new(f"{room.floor} floor", room.index)
     texture, colour = style.floors[room.floor]
     floor.quad(_flat(r, 0.0), colour, texture)
+    floor.quad(_flat(r, -_SLAB)[::-1], colour)
     ceiling = new("ceiling", room.index)
     ceiling.quad(_flat(r, CEILING)[::-1], style.ceiling)
 

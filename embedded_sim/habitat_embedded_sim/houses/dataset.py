@@ -22,7 +22,7 @@ from habitat_embedded_sim.houses.route import DOOR_SHARES, Route, draw_goal, dra
 from habitat_embedded_sim.houses.style import get_style
 from habitat_embedded_sim.houses.world import World, make_world
 
-VERSION = 3  # of the generator: raise it when the same arguments give other files
+VERSION = 4  # of the generator: raise it when the same arguments give other files
 _MANIFEST = "manifest.json"
 _GOAL_TRIES, _START_TRIES = 20, 6  # goals per wanted episode and starts per goal before a house is drawn anew
 _SHARED = 2  # episodes that may end at the same goal

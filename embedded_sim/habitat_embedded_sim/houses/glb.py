@@ -1,6 +1,9 @@
-"""Writing a house: binary glTF 2.0 (`.glb`) and its HM3D-style `.semantic.txt`.
+"""Writing a house: binary glTF 2.0 (`.glb`), and its semantics twice over.
 
-The file is z-up, as habitat-sim takes a bare `.glb`: world (x, y, z) = mesh (x, z, −y). Materials are unlit
+The embedded simulator reads ids from the `.glb`. habitat-sim, given a bare `.glb`, reads them from `_semantic.ply`, a
+mesh in the colours that `_semantic.txt` lists; both take the names from the latter.
+
+The `.glb` is z-up, as habitat-sim takes a bare one: world (x, y, z) = mesh (x, z, −y). Materials are unlit
 (KHR_materials_unlit), colour = texture × vertex colour.
 """
 
@@ -10,7 +13,7 @@ import struct
 import numpy as np
 
 from habitat_embedded_sim.houses import textures
-from habitat_embedded_sim.houses.scene import Primitive, SceneObject
+from habitat_embedded_sim.houses.scene import Primitive, SceneObject, geometry
 
 _FLOAT, _UINT8, _UINT16 = 5126, 5121, 5123
 _VERTEX_BUFFER, _INDEX_BUFFER = 34962, 34963
@@ -116,10 +119,33 @@ def glb_bytes(objects: list[SceneObject]) -> bytes:
     return header + chunks
 
 
+def _code(semantic_id: int) -> int:
+    """The colour (0xRRGGBB) that stands for an id; distinct, as the factor is odd."""
+    return (semantic_id * 2654435761) & 0xFFFFFF
+
+
 def semantic_text(objects: list[SceneObject]) -> str:
-    """HM3D semantic annotations: `id,HEXCOLOR,"category",region` per object; colours are distinct."""
+    """HM3D semantic annotations: `id,HEXCOLOR,"category",region` per object."""
     lines = ["HM3D Semantic Annotations"]
-    for item in objects:
-        colour = (item.semantic_id * 2654435761) & 0xFFFFFF
-        lines.append(f'{item.semantic_id},{colour:06X},"{item.category}",{item.region}')
+    lines += [f'{item.semantic_id},{_code(item.semantic_id):06X},"{item.category}",{item.region}' for item in objects]
     return "\n".join(lines) + "\n"
+
+
+def semantic_ply(objects: list[SceneObject]) -> bytes:
+    """The objects' triangles as a binary PLY, each in its colour of the annotation.
+
+    habitat-sim turns a PLY beside a bare `.glb` twice from z-up to y-up, once as the scene's frame asks and once as it
+    does with every semantic PLY: world (x, y, z) = mesh (x, −y, −z).
+    """
+    points, faces, ids = geometry(objects)
+    codes = _code(np.repeat(ids[::2].astype(np.int64), 4))  # two faces and four points a quad
+    vertices = np.zeros(len(points), [("position", "<f4", 3), ("colour", "u1", 3)])
+    vertices["position"] = points * np.float32([1, -1, -1])
+    vertices["colour"] = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
+    triangles = np.zeros(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+    triangles["count"], triangles["corners"] = 3, faces
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uchar {colour}" for colour in ("red", "green", "blue")]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    return "\n".join(header).encode() + vertices.tobytes() + triangles.tobytes()

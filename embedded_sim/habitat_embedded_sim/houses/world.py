@@ -9,7 +9,7 @@ import numpy as np
 from habitat_embedded_sim.bvh import Bvh
 from habitat_embedded_sim.houses.building import build
 from habitat_embedded_sim.houses.furnish import Piece, furnish
-from habitat_embedded_sim.houses.glb import glb_bytes, semantic_text
+from habitat_embedded_sim.houses.glb import glb_bytes, semantic_ply, semantic_text
 from habitat_embedded_sim.houses.plan import Plan, make_plan
 from habitat_embedded_sim.houses.scene import SceneObject
 from habitat_embedded_sim.houses.style import Style
@@ -52,11 +52,12 @@ class World:
 
 
 def make_world(rng: np.random.Generator, style: Style, folder: Path, name: str) -> World:
-    """Draw a house and write `<name>.glb` and `<name>.semantic.txt` into `folder`."""
+    """Draw a house and write `<name>.glb`, `<name>_semantic.txt` and `<name>_semantic.ply` into `folder`."""
     plan = make_plan(rng, style)
     pieces = furnish(rng, plan)
     objects = build(plan, pieces)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.glb").write_bytes(glb_bytes(objects))
-    (folder / f"{name}.semantic.txt").write_text(semantic_text(objects), encoding="utf-8")
+    (folder / f"{name}_semantic.txt").write_text(semantic_text(objects), encoding="utf-8")
+    (folder / f"{name}_semantic.ply").write_bytes(semantic_ply(objects))
     return World(plan, pieces, objects, Mesh.load(folder / f"{name}.glb"))

@@ -83,7 +83,9 @@ class ObjectControls:
 
 
 def _turn(obj: SceneNode, axis: tuple[float, float, float], spec: ActuationSpec) -> None:
-    turned = obj.orientation * qt.from_rotation_vector(math.radians(spec.amount) * np.array(axis))
-    if spec.constraint is not None and math.degrees(2 * math.acos(min(abs(turned.w), 1.0))) > spec.constraint:
-        return
-    obj.orientation = turned.normalized()
+    """Turn a node around a local axis; with a constraint, no farther than that from looking straight ahead."""
+    angle = math.radians(spec.amount)
+    if spec.constraint is not None:
+        now, limit = float(qt.as_rotation_vector(obj.orientation) @ np.array(axis)), math.radians(spec.constraint)
+        angle = min(max(now + angle, -limit), limit) - now
+    obj.orientation = (obj.orientation * qt.from_rotation_vector(angle * np.array(axis))).normalized()

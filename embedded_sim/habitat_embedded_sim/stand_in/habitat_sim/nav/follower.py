@@ -145,8 +145,8 @@ class GreedyGeodesicFollower:
         turned = {GreedyFollowerCodes.LEFT: SceneNode(), GreedyFollowerCodes.RIGHT: SceneNode()}
         for node in turned.values():
             node.position, node.orientation = position, orientation
-        turns, angle = 0, 0.0
-        while angle < math.pi:
+        turns, angle = 0, np.float32(0)  # summed in single precision, as there: it decides about the turn by 180°
+        while angle < np.float32(math.pi):
             for side, node in turned.items():
                 if turns == 0 and side == GreedyFollowerCodes.RIGHT:
                     continue  # no turn: the same as to the left
@@ -157,7 +157,7 @@ class GreedyGeodesicFollower:
                 break
             for side, node in turned.items():
                 self._apply(node, side)
-            turns, angle = turns + 1, angle + math.radians(self.left_spec.amount)
+            turns, angle = turns + 1, angle + np.float32(math.radians(self.left_spec.amount))
         return best
 
     def _reward(self, node: SceneNode, distance: float, goal: np.ndarray, turns: int) -> float:
