@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def config(data, monkeypatch):
     monkeypatch.chdir(data)
-    return lambda *overrides: get_config("sim_test.yaml", ["vlnr1.task.scenes=null", *overrides], CONFIGS)  # made above
+    return lambda *overrides: get_config("sim_test.yaml", ["vlnr1.task.scenes=null", *overrides], CONFIGS)
 
 
 def walk(env, choose, limit=200):
