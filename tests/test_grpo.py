@@ -253,6 +253,7 @@ def test_straight_records_can_be_thinned_out():
     [
         ("vlnr1.rft.num_generations=3", rft_arguments, "vlnr1.rft: .*must be divisible by"),
         ("+vlnr1.rft.wings=2", rft_arguments, "vlnr1.rft: .*wings.*trl.GRPOConfig"),
+        ("vlnr1.data.rft_records=32", rft_arguments, "rft_records is 32: name the sources"),
         ("vlnr1.rft.rewards=[{name: praise, weight: 1}]", rewards, "unknown reward 'praise'.*time_decayed"),
         ("vlnr1.rft.rewards=[{name: hard, weight: 1, gamma: 2}]", rewards, "no parameter 'gamma'"),
         ("vlnr1.rft.rewards=[]", rewards, "rewards is empty"),

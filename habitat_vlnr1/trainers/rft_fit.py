@@ -58,6 +58,9 @@ class Online:
 
 def rft_arguments(config: DictConfig) -> trl.GRPOConfig:
     """TRL's arguments from `vlnr1.rft`."""
+    drawn = config.vlnr1.data.rft_records
+    if not OmegaConf.is_dict(drawn):
+        raise ValueError(f"vlnr1.data.rft_records is {drawn}: name the sources, such as {{embedded: 4000}}")
     weights = [float(reward.weight) for reward in config.vlnr1.rft.rewards]
     return arguments(config, trl.GRPOConfig, "rft", OURS, reward_weights=weights)
 
