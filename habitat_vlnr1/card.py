@@ -44,6 +44,11 @@ LICENCES = {
 
 
 # -------------------------------------------------------------------------------------------------- README.md
+def name_of(folder: Path) -> str:
+    """`data/vln_ego/embedded/train` → `vln_ego_embedded_train`."""
+    return "_".join(folder.resolve().parts[-3:])
+
+
 def write_card(
     ego: VLNEgo, name: str, output: Path, form: str = "vln_ego", made_with: Mapping[str, Any] | None = None
 ) -> None:

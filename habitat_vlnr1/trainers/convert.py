@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.card import write_card, write_sheet
+from habitat_vlnr1.card import name_of, write_card, write_sheet
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.parquet import ParquetEpisodes, write_parquet
 from habitat_vlnr1.prompt import get_template
@@ -65,11 +65,6 @@ def space_of(ego: VLNEgo, config: DictConfig) -> ActionSpace:
     """The words of the actions as the data set's own protocol has them, or the configured one if it has none."""
     protocol = ego.meta.get("protocol") or config.vlnr1.protocol
     return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
-
-
-def name_of(folder: Path) -> str:
-    """`data/vln_ego/embedded/train` → `vln_ego_embedded_train`."""
-    return "_".join(folder.resolve().parts[-3:])
 
 
 def records_of(ego: VLNEgo, config: DictConfig) -> Records:

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.card import write_card, write_sheet
+from habitat_vlnr1.card import name_of, write_card, write_sheet
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import (
     Episode,
@@ -174,7 +174,7 @@ def leave_card(config: DictConfig, root: Path) -> None:
     records = ego.records(make_memory(**config.vlnr1.memory), config.vlnr1.prompt.num_actions)
     protocol = ego.meta["protocol"]
     write_sheet(records, ActionSpace(protocol["forward_step"], protocol["turn_angle"]), root)
-    write_card(ego, "_".join(root.resolve().parts[-3:]), root)
+    write_card(ego, name_of(root), root)
 
 
 def walk_split(

@@ -47,8 +47,8 @@ class Walk:
 class Walkers:
     """Walks episodes in a VectorEnv with what a decoder answers.
 
-    Each environment goes on to the end of its plan, and the model is asked when all of them
-    wait for it: one batch then answers for all.
+    Each environment goes on to the end of its plan, and the model is asked when all of them wait for it: one batch
+    then answers for all.
 
     Args:
         envs: its environments have all episodes, the method `keep_episodes` and the measures of `MEASURES`.
