@@ -42,34 +42,54 @@ def _actions_of(completion: Any) -> list[Action] | None:
 
 
 def _rewards(
-    completions: Sequence[Any], actions: Sequence[Sequence[int]], weigh: Callable[[list[bool]], float]
+    completions: Sequence[Any], actions: Sequence[Sequence[int]], weigh: Callable[[list[bool], Sequence[int]], float]
 ) -> list[float]:
     if len(completions) != len(actions):
         raise ValueError(f"{len(completions)} completions but {len(actions)} rows of recorded actions")
     hits = [matches(completion, recorded) for completion, recorded in zip(completions, actions, strict=True)]
-    return [0.0 if hit is None else float(weigh(hit)) for hit in hits]
+    return [0.0 if hit is None else float(weigh(hit, recorded)) for hit, recorded in zip(hits, actions, strict=True)]
 
 
 def time_decayed(
     completions: Sequence[Any], actions: Sequence[Sequence[int]], gamma: float = 0.9, **columns: Any
 ) -> list[float]:
     """Time-Decayed Reward, eq. 9: sum over k of gamma^k [a_{t+k} = a*_{t+k}]."""
-    return _rewards(completions, actions, lambda hit: sum(gamma**k for k, ok in enumerate(hit) if ok))
+    return _rewards(completions, actions, lambda hit, _: sum(gamma**k for k, ok in enumerate(hit) if ok))
+
+
+def balanced(
+    completions: Sequence[Any],
+    actions: Sequence[Sequence[int]],
+    gamma: float = 0.9,
+    forward: float = 0.33,
+    **columns: Any,
+) -> list[float]:
+    """Eq. 9 where a recorded FORWARD counts less: sum over k of gamma^k w(a*_{t+k}) [a_{t+k} = a*_{t+k}].
+
+    w is `forward` for FORWARD and 1 for turns and STOP. Most recorded actions are FORWARD, so eq. 9 pays a model in
+    doubt for going straight on, and it misses turns. VLN-CE weights its imitation loss to the same end.
+    """
+
+    def weigh(hit: list[bool], recorded: Sequence[int]) -> float:
+        weights = [forward if action == Action.FORWARD else 1.0 for action in recorded]
+        return sum(gamma**k * weight for k, (ok, weight) in enumerate(zip(hit, weights, strict=True)) if ok)
+
+    return _rewards(completions, actions, weigh)
 
 
 def uniform(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns: Any) -> list[float]:
     """Every future position counts the same: eq. 9 with gamma = 1."""
-    return _rewards(completions, actions, sum)
+    return _rewards(completions, actions, lambda hit, _: sum(hit))
 
 
 def linear(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns: Any) -> list[float]:
     """Weights fall linearly from 1 to 1/n: sum over k of (1 - k/n) [a_{t+k} = a*_{t+k}]."""
-    return _rewards(completions, actions, lambda hit: sum(1 - k / len(hit) for k, ok in enumerate(hit) if ok))
+    return _rewards(completions, actions, lambda hit, _: sum(1 - k / len(hit) for k, ok in enumerate(hit) if ok))
 
 
 def hard(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns: Any) -> list[float]:
     """1 when the whole sequence is right, else 0."""
-    return _rewards(completions, actions, all)
+    return _rewards(completions, actions, lambda hit, _: all(hit))
 
 
 def progress(
@@ -97,6 +117,7 @@ def ndtw(completions: Sequence[Any], ndtw: Sequence[float], **columns: Any) -> l
 
 REWARDS: dict[str, Callable[..., list[float]]] = {
     "time_decayed": time_decayed,
+    "balanced": balanced,
     "uniform": uniform,
     "linear": linear,
     "hard": hard,

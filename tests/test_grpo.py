@@ -189,6 +189,35 @@ def test_letters_alone_can_be_trained(configured):
         assert chosen and set(chosen) <= letters
 
 
+def test_letters_are_scored_among_the_four_that_they_are_drawn_among(configured):
+    """The decoder's own log-probabilities, and nothing to gain from tokens that are never drawn."""
+    trainer = trainer_of(configured("vlnr1.rft.train_forced=false"))
+    nudge(trainer.model)
+    trainer._rows = [2] * 4 + [9] * 4
+    answers = trainer.decoder.decode([trainer._prompt(number) for number in (2, 9)], 4)
+    scores = trainer._score(
+        trainer.model, [(row, answer.ids) for row, answer in zip(trainer._rows, answers, strict=True)]
+    )
+    for (log_probs, entropy), answer in zip(scores, answers, strict=True):
+        letters = torch.tensor(answer.decided)
+        drawn = torch.tensor(answer.log_probs[: int(letters.sum())])
+        torch.testing.assert_close(log_probs[letters], drawn, atol=1e-4, rtol=1e-4)
+        assert ((entropy[letters] > 0) & (entropy[letters] <= np.log(4) + 1e-5)).all()
+        assert (log_probs[~torch.tensor(trainer_letters(trainer, answer))] == 0).all()
+    loss = -scores[0][0].sum()
+    (gradient,) = torch.autograd.grad(loss, trainer.model.get_output_embeddings().weight, retain_graph=True)
+    four = [trainer.processing_class.tokenizer.convert_tokens_to_ids(letter) for letter in "ABCD"]
+    moved = trainer.model.get_output_embeddings().weight is not trainer.model.get_input_embeddings().weight
+    if moved:  # with tied embeddings the words of the prompt have gradients too
+        others = [token for token in range(len(gradient)) if token not in four]
+        assert gradient[four].abs().sum() > 0 and gradient[others].abs().sum() == 0
+
+
+def trainer_letters(trainer, answer):
+    places = {place for place, _ in trainer.decoder.grammar.decisions(answer.ids)}
+    return [place in places for place in range(len(answer.ids))]
+
+
 def test_rollouts_depend_on_seed_step_and_rows_alone(configured):
     answers = []
     for step, seed in ((0, 0), (0, 0), (1, 0), (0, 1)):
@@ -274,6 +303,13 @@ def test_reward_parameters_are_bound():
     reward = make_reward("time_decayed", gamma=0.5)
     assert reward([SPACE.format([1, 1])], actions=[[1, 1]]) == [1.5]
     assert reward.__name__ == "time_decayed"
+
+
+def test_the_curves_of_walks_show_what_they_came_to(tmp_path):
+    history = [{"step": s, "reward": s / 2, "kl": 0.1, "walks/success": 0.2} for s in range(3)]
+    for name, rows in (("walks", history), ("none", [{"step": 0, "reward": 0.0, "kl": 0.1}])):
+        draw_curves(rows, tmp_path / f"{name}.png")
+    assert (tmp_path / "walks.png").read_bytes() != (tmp_path / "none.png").read_bytes()
 
 
 def test_the_curves_are_drawn(tmp_path):

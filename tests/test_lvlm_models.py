@@ -94,7 +94,7 @@ def test_sister_models(kind, tmp_path):
         full = encoder.training_batch([query], [answer.ids])
         with torch.no_grad():
             logits = again(**full).logits[0, len(query.ids) - 1 : -1]
-        four = logits[list(answer.decided)][:, list(decoder._grammar.first)]
+        four = logits[list(answer.decided)][:, list(decoder.grammar.first)]
         wanted = torch.log_softmax(four, -1)[range(3), list(answer.actions)]
         np.testing.assert_allclose(answer.log_probs, wanted, atol=1e-4)
         assert four.argmax(-1).tolist() == list(answer.actions), prompt.instruction

@@ -6,6 +6,7 @@ from habitat_vlnr1 import rewards
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.rewards import (
     REWARDS,
+    balanced,
     hard,
     linear,
     make_reward,
@@ -27,6 +28,13 @@ RECORDED = [1, 2, 3]
 def test_time_decayed_is_equation_9():
     got = time_decayed([RIGHT, FIRST_ONLY, LAST_ONLY], actions=[RECORDED] * 3, gamma=0.5)
     assert got == pytest.approx([1 + 0.5 + 0.25, 1.0, 0.25])
+
+
+def test_balanced_is_equation_9_with_a_smaller_weight_for_recorded_forwards():
+    columns = {"actions": [RECORDED] * 3, "gamma": 0.5}
+    texts = [RIGHT, FIRST_ONLY, LAST_ONLY]
+    assert balanced(texts, **columns, forward=0.2) == pytest.approx([0.2 + 0.5 + 0.25, 0.2, 0.25])
+    assert balanced(texts, **columns, forward=1.0) == pytest.approx(time_decayed(texts, **columns))
 
 
 def test_the_others():

@@ -111,7 +111,7 @@ class ActionDecoder:
         self.stop_is_final = stop_is_final
         self.lenient = lenient
         self.batch_size = batch_size
-        self._grammar = (
+        self.grammar = (
             read_grammar(encoder.tokenizer, encoder.space, self.num_actions, encoder.end_id) if constrained else None
         )
         self._features = FeatureCache(model, encoder, cache_mb)
@@ -171,7 +171,7 @@ class ActionDecoder:
                 break
             if step:
                 run.feed([self._last_words(row) for row in rows])
-            choices = [self._grammar.choices(row.last) for row in rows]
+            choices = [self.grammar.choices(row.last) for row in rows]
             chosen, log_probs = self._choose(run.logits, choices, None if noise is None else noise[:, step])
             for row, action, log_prob in zip(rows, chosen, log_probs, strict=True):
                 if not self._stopped(row):
@@ -185,7 +185,7 @@ class ActionDecoder:
     def _last_words(self, row: _Row) -> Tokens:
         """The last decision's token with the determined ones behind it, up to the next decision."""
         previous = row.actions[-2] if len(row.actions) > 1 else None
-        return (self._grammar.choices(previous)[row.last], *self._grammar.between[row.last])
+        return (self.grammar.choices(previous)[row.last], *self.grammar.between[row.last])
 
     def _noise(self, rows: int, seeds: Sequence[Seed] | None) -> Tensor:
         """Gumbel noise [rows, n, 4]: the largest sum of log-probability and noise is a draw from the distribution."""
@@ -208,7 +208,7 @@ class ActionDecoder:
         made = len(row.actions)
         determined = self.num_actions - made  # STOPs behind a STOP
         actions = (*row.actions, *[Action.STOP] * determined)
-        ids, letters = self._grammar.tokens(actions)
+        ids, letters = self.grammar.tokens(actions)
         count = 0
         decided = []
         for letter in letters:

@@ -53,6 +53,16 @@ class AnswerGrammar:
             decided += [True] + [False] * len(forced)
         return tuple(ids), tuple(decided)
 
+    def decisions(self, ids: Sequence[int]) -> list[tuple[int, Tokens]]:
+        """Where in an answer's token ids its letters stand, and the four tokens that each is decided among."""
+        found: list[tuple[int, Tokens]] = []
+        place, previous = 0, None
+        while place < len(ids) and ids[place] in (choices := self.choices(previous)):
+            found.append((place, choices))
+            previous = ACTIONS[choices.index(ids[place])]
+            place += 1 + len(self.between[previous])
+        return found
+
 
 def read_grammar(tokenizer: Any, space: ActionSpace, num_actions: int, end_id: int) -> AnswerGrammar:
     """Find decisions and determined tokens by tokenising answers of one and two actions, and check longer ones.

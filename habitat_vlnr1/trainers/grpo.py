@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import trl
 from torch import Tensor
@@ -69,7 +70,8 @@ class GroupTrainer(RecordTrainer):
     Args:
         records: what the rows' numbers count; None where a subclass has other rows.
         encoder: makes the prompts.
-        train_forced: whether the words behind a letter count in the loss, as in the paper; else only the letters do.
+        train_forced: whether the words behind a letter count in the loss, as in the paper and in plain TRL; else only
+            the letters do, each among the four.
         rest: those of `trl.GRPOTrainer`.
     """
 
@@ -126,10 +128,10 @@ class GroupTrainer(RecordTrainer):
         answers = self.decoder.decode([self._prompt(number) for number in numbers], greedy=True)
         texts = [answer.text for answer in answers]
         recorded = [list(map(int, self.records[number].answer)) for number in numbers]
-        parts = [reward(texts, actions=recorded) for reward in self.reward_funcs]
-        weights = self.reward_weights.tolist()
-        total = sum(weight * sum(part) for weight, part in zip(weights, parts, strict=True))
-        self._log_metric("greedy_reward", total / len(numbers))
+        means = [float(np.mean(reward(texts, actions=recorded))) for reward in self.reward_funcs]
+        for name, mean in zip(self.reward_func_names, means, strict=True):
+            self._log_metric(f"greedy_rewards/{name}", mean)
+        self._log_metric("greedy_reward", float(np.dot(self.reward_weights.tolist(), means)))
 
     def _output(self, prompt_ids: list[list[int]], answers: Sequence[Answer]) -> dict[str, Any]:
         """Rollouts in TRL's form."""
@@ -193,16 +195,47 @@ class GroupTrainer(RecordTrainer):
         """Log-probability and entropy of every token of each answer."""
         known = {record: self._query(record) for record in dict.fromkeys(record for record, _ in rows)}
         queries = [known[record] for record, _ in rows]
+        answers = [answer for _, answer in rows]
         # Gradient checkpointing drops the keys and values that sharing needs; then the rows go through whole.
         groups = None if self.args.gradient_checkpointing else [record for record, _ in rows]
-        batch = self.encoder.training_batch(queries, [answer for _, answer in rows], groups)
+        batch = self.encoder.training_batch(queries, answers, groups)
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        if not self.train_forced:
+            return self._score_letters(model, batch, answers)
         answered = batch["labels"][:, 1:] != IGNORED
         with self.accelerator.autocast():
             out = model(**batch, fused_lm_head=True)
-        counts = [len(answer) for _, answer in rows]
+        counts = [len(answer) for answer in answers]
         entropy = out.log_probs if out.entropy is None else out.entropy
         return list(zip(out.log_probs[answered].split(counts), entropy[answered].split(counts), strict=True))
+
+    def _score_letters(
+        self, model: Any, batch: dict[str, Tensor], answers: Sequence[tuple[int, ...]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The same for letters alone, each among the four that it was drawn among; 0 for the words between them.
+
+        Among all tokens, an answer that earns little could also be made less likely by moving probability to tokens
+        that are never drawn, from where nothing would bring it back.
+        """
+        starts = (batch.pop("labels") != IGNORED).int().argmax(1).tolist()
+        letters = [self.decoder.grammar.decisions(answer) for answer in answers]
+        places = [[start + place - 1 for place, _ in own] for start, own in zip(starts, letters, strict=True)]
+        columns = sorted({column for own in places for column in own})
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            out = model(**batch, logits_to_keep=torch.tensor(columns, device=device), use_cache=False)
+        scores = []
+        for logits, answer, own, at in zip(out.logits, answers, letters, places, strict=True):
+            rows = torch.tensor([columns.index(column) for column in at], device=device)
+            among = torch.tensor([choices for _, choices in own], device=device)
+            four = logits[rows].gather(1, among).float().div(self.temperature).log_softmax(-1)
+            chosen = [choices.index(answer[place]) for place, choices in own]
+            where = torch.tensor([place for place, _ in own], device=device)
+            log_probs = four.gather(1, torch.tensor(chosen, device=device)[:, None])[:, 0]
+            entropy = -(four.exp() * four).sum(-1)
+            empty = four.new_zeros(len(answer))
+            scores.append((empty.scatter(0, where, log_probs), empty.scatter(0, where, entropy)))
+        return scores
 
 
 def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,28 +191,33 @@ def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
 
 
 def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
-    """Reward, KL and accuracy per future position over the steps of a run, from the Trainer's log."""
+    """Reward, KL and what it comes to over the steps of a run, from the Trainer's log.
+
+    What it comes to is the accuracy per future position on held-out records, or the success of walks.
+    """
     from matplotlib.figure import Figure
 
+    panels: dict[str, dict[str, str]] = {  # title → key of the log → label
+        "reward": {
+            "reward": "training",
+            "eval_reward": "held out",
+            "eval_greedy_reward": "held out, likeliest answer",
+        },
+        "KL to the reference": {"kl": "KL"},
+    }
+    if any("walks/success" in row for row in history):
+        panels["walks in training"] = {"walks/success": "success", "walks/spl": "SPL"}
+    else:
+        numbers = itertools.takewhile(
+            lambda k: any(f"eval_answers/accuracy_{k}" in row for row in history), itertools.count(1)
+        )
+        panels["held-out accuracy"] = {f"eval_answers/accuracy_{k}": f"action {k}" for k in numbers}
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    reward, kl, accuracy = figure.subplots(1, 3)
-    lines = (
-        (reward, "reward", "training"),
-        (reward, "eval_reward", "held out"),
-        (reward, "eval_greedy_reward", "held out, likeliest answer"),
-        (kl, "kl", "KL"),
-    )
-    for axes, key, label in lines:
-        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
-    number = 1
-    while any(f"eval_answers/accuracy_{number}" in row for row in history):
-        key = f"eval_answers/accuracy_{number}"
-        points = [(row["step"], row[key]) for row in history if key in row]
-        accuracy.plot(*zip(*points, strict=True), label=f"action {number}", marker="o")
-        number += 1
-    for axes, title in ((reward, "reward"), (kl, "KL to the reference"), (accuracy, "held-out accuracy")):
+    for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for key, label in lines.items():
+            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend()
