@@ -299,6 +299,19 @@ def test_bad_input_is_one_clear_line(configured, override, check, message):
         check(configured(override))
 
 
+def test_the_online_demonstration_starts_where_its_first_stage_ends():
+    first, second = (get_config(f"vlnr1_{name}.yaml", [], CONFIGS) for name in ("sft_little", "rft_online"))
+    assert second.vlnr1.rft.start == first.habitat_baselines.checkpoint_folder
+    assert second.vlnr1.data.source == first.vlnr1.data.source and second.vlnr1.rft.online is not None
+    assert first.vlnr1.sft.max_steps < get_config("vlnr1_sft.yaml", [], CONFIGS).vlnr1.sft.max_steps / 10
+
+
+def test_few_episodes_are_a_data_set_of_their_own():
+    config = get_config("vlnr1_sft.yaml", ["vlnr1/task=embedded_few", "vlnr1/setup=embedded_few"], CONFIGS)
+    assert config.vlnr1.data.sources == [config.vlnr1.data.source] == ["embedded_few"]
+    assert config.vlnr1.task.scenes.train_episodes_per_scene == 1
+
+
 def test_reward_parameters_are_bound():
     reward = make_reward("time_decayed", gamma=0.5)
     assert reward([SPACE.format([1, 1])], actions=[[1, 1]]) == [1.5]
