@@ -62,8 +62,7 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     if missing_run or not checkpoint.is_checkpoint(start):
         raise FileNotFoundError(
             f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft "
-            f"vlnr1.run_dir={config.vlnr1.run_dir}` first, or "
-            f"name one with vlnr1.{stage}.start=<folder or hub id>"
+            f"vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with vlnr1.{stage}.start=<folder or hub id>"
         )
     card = checkpoint.read_card(start)
     checkpoint.check_card(card, action_space(config))
