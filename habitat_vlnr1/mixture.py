@@ -29,7 +29,8 @@ from habitat_baselines.rl.ppo.policy import Policy, PolicyActionData
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from habitat_vlnr1.baselines import CLOCK, INSTRUCTION, ScriptedPolicy
+from habitat_vlnr1.actions import Action
+from habitat_vlnr1.baselines import CLOCK, EXPERT, INSTRUCTION, ScriptedPolicy
 from habitat_vlnr1.results import folder_fingerprint
 from habitat_vlnr1.trainers.base import edited
 
@@ -153,11 +154,45 @@ class Collisions(Rule):
                 kept.popitem(last=False)
 
 
+@dataclass
+class Disagreement(Rule):
+    """From where the lead errs to the end of the rollout: it would do something else than the expert advises
+    (`vlnr1_expert`) for the `count`-th time within `window` steps, or one of the two would stop and the other not."""
+
+    count: int = 4
+    window: int = 6
+    _recent: OrderedDict[int, deque[bool]] = field(default_factory=OrderedDict, init=False, repr=False)
+    _erred: OrderedDict[int, None] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    needs: ClassVar[tuple[str, ...]] = (EXPERT,)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= self.window:
+            raise ValueError(f"disagreement needs 1 <= count <= window: {self}")
+
+    def helps(self, observations: Mapping[str, Tensor], lead: Policy) -> list[bool]:
+        rollouts = observations[CLOCK][:, 0].tolist()
+        advised = observations[EXPERT].flatten().tolist()
+        asked = [row for row, rollout in enumerate(rollouts) if rollout not in self._erred]
+        wanted = lead.actions({key: value[asked] for key, value in observations.items()}) if asked else []
+        for row, action in zip(asked, wanted, strict=True):
+            differs = action != advised[row]
+            recent = self._recent.setdefault(rollouts[row], deque(maxlen=self.window))
+            recent.append(differs)
+            if sum(recent) >= self.count or (differs and Action.STOP in (action, advised[row])):
+                self._erred[rollouts[row]] = None
+        for kept in (self._recent, self._erred):
+            while len(kept) > MAX_ROLLOUTS:
+                kept.popitem(last=False)
+        return [rollout in self._erred for rollout in rollouts]
+
+
 RULES: dict[str, type] = {
     "probability": Probability,
     "distance": Distance,
     "confidence": Confidence,
     "collisions": Collisions,
+    "disagreement": Disagreement,
 }
 
 

@@ -111,16 +111,33 @@ def test_a_recorded_expert_plans_too(make):
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = os.path.join(os.path.dirname(TESTS), "configs", "trainer")
-    return lambda *overrides: get_config("vlnr1_dagger.yaml", list(overrides), folder)
+    return lambda *overrides, name="vlnr1_dagger": get_config(f"{name}.yaml", list(overrides), folder)
 
 
-def test_the_experts_share_falls_or_is_listed(config):
-    assert schedule(config("vlnr1.dagger.rounds=3")) == [0.5, 0.25, 0.125]
-    assert schedule(config("vlnr1.dagger.beta=[1.0,0]")) == [1.0, 0]
-    with pytest.raises(ValueError, match="2 rounds and 1 betas"):
-        schedule(config("vlnr1.dagger.beta=[1.0]"))
-    with pytest.raises(ValueError, match=r"in 0 … 1, got \[2"):
-        schedule(config("vlnr1.dagger.beta=2.0"))
+def test_dagger_starts_where_its_first_stage_ends(config):
+    first, second = config(name="vlnr1_sft_far"), config()
+    assert second.vlnr1.dagger.start == first.habitat_baselines.checkpoint_folder
+    assert second.vlnr1.sft_config == "vlnr1_sft_far"
+    assert second.vlnr1.task == first.vlnr1.task and second.vlnr1.data == first.vlnr1.data
+    assert first.vlnr1.data.sources == [first.vlnr1.data.source] == ["embedded_far"]
+
+
+def test_the_expert_takes_over_or_its_share_falls_or_is_listed(config):
+    assert schedule(config("vlnr1.dagger.rounds=2")) == [{"name": "disagreement", "count": 4, "window": 6}] * 2
+    with pytest.raises(ValueError, match=r"disagreement.*count <= window"):
+        schedule(config("vlnr1.dagger.take_over.count=7"))
+
+    def shares(*overrides):
+        return [rule["share"] for rule in schedule(config("vlnr1.dagger.take_over=null", *overrides))]
+
+    assert shares("vlnr1.dagger.rounds=3") == [0.5, 0.25, 0.125]
+    assert shares("vlnr1.dagger.beta=[1.0,0.5,0]") == [1.0, 0.5, 0]
+    with pytest.raises(ValueError, match="3 rounds and 1 betas"):
+        shares("vlnr1.dagger.beta=[1.0]")
+    with pytest.raises(ValueError, match=r"share must be in 0 … 1"):
+        shares("vlnr1.dagger.beta=2.0")
+    with pytest.raises(ValueError, match="at least 1"):
+        shares("vlnr1.dagger.rounds=0")
 
 
 def test_adapters_do_not_stand_on_each_other(config):
@@ -132,17 +149,17 @@ def test_adapters_do_not_stand_on_each_other(config):
 
 def test_a_round_trains_on_all_rounds_so_far(config):
     of_round = round_config(config("vlnr1.run_dir=runs/seed_1"), 2)
-    assert of_round.vlnr1.data.source == "embedded_seed_1_dagger_2"
-    assert list(of_round.vlnr1.data.sources) == ["embedded", "embedded_seed_1_dagger_1", "embedded_seed_1_dagger_2"]
+    assert of_round.vlnr1.data.source == "embedded_far_seed_1_dagger_2"
+    assert list(of_round.vlnr1.data.sources) == ["embedded_far", *(f"embedded_far_seed_1_dagger_{n}" for n in (1, 2))]
     assert of_round.habitat_baselines.checkpoint_folder == "runs/seed_1/dagger/round_2/checkpoints"
     without = round_config(config("vlnr1.dagger.episodes=0"), 2)
-    assert list(without.vlnr1.data.sources) == ["embedded"]
+    assert list(without.vlnr1.data.sources) == ["embedded_far"]
 
 
 def test_rounds_draw_different_exported_episodes(config):
     with pytest.raises(RecordError, match="run --config-name=vlnr1_export first"):
         draw_episodes(config(), 1)
-    writer = EpisodeWriter("data/vln_ego/embedded/train", {})
+    writer = EpisodeWriter("data/vln_ego/embedded_far/train", {})
     for number in range(7):
         writer.write(Episode(str(number), "house", "Go.", (0,)), [b""])
     writer.close()

@@ -304,12 +304,6 @@ def test_the_online_demonstration_starts_where_its_first_stage_ends():
     assert first.vlnr1.sft.max_steps < get_config("vlnr1_sft.yaml", [], CONFIGS).vlnr1.sft.max_steps / 10
 
 
-def test_few_episodes_are_a_data_set_of_their_own():
-    config = get_config("vlnr1_sft.yaml", ["vlnr1/task=embedded_few", "vlnr1/setup=embedded_few"], CONFIGS)
-    assert config.vlnr1.data.sources == [config.vlnr1.data.source] == ["embedded_few"]
-    assert config.vlnr1.task.scenes.train_episodes_per_scene == 1
-
-
 def test_reward_parameters_are_bound():
     reward = make_reward("time_decayed", gamma=0.5)
     assert reward([SPACE.format([1, 1])], actions=[[1, 1]]) == [1.5]

@@ -16,6 +16,7 @@ SPACE = spaces.Dict(
         GOAL: spaces.Box(0, np.inf, (2,), np.float32),
     }
 )
+ADVISED = spaces.Dict({**SPACE.spaces, "vlnr1_expert": spaces.Box(0, 3, (1,), np.int64)})
 FOUR = spaces.Discrete(4)
 
 
@@ -127,6 +128,30 @@ def test_repeated_collisions_bring_help_for_a_while():
         policy.get_extra(data, [{}, {}], [False, False])
 
 
+def walk(rule, wanted, advised):
+    """Who acts (1 the lead, 2 the helper) where the lead wants and the expert advises this, step by step."""
+    lead, acted = Always(1), []
+    policy = MixturePolicy(ADVISED, FOUR, lead, Always(2), rule)
+    for step, (want, advice) in enumerate(zip(wanted, advised, strict=True)):
+        lead.action = want
+        told = batch((1, step), (2, step)) | {"vlnr1_expert": torch.tensor([[advice], [want]])}
+        _, data = act(policy, told)
+        assert data.policy_info[1][HELPED] == 0  # the second environment's expert always agrees
+        acted.append(1 + int(data.policy_info[0][HELPED]))
+    return acted
+
+
+def test_the_expert_takes_over_for_good_where_the_lead_errs():
+    rule = {"name": "disagreement", "count": 2, "window": 3}
+    assert walk(make_rule(**rule), [1, 2, 1, 1, 2, 1], [1, 1, 1, 1, 1, 1]) == [1] * 6  # one of three is no error
+    assert walk(make_rule(**rule), [1, 2, 1, 2, 1, 1], [1, 1, 1, 1, 1, 1]) == [1, 1, 1, 2, 2, 2]
+    assert walk(make_rule(**rule), [1, 0, 1], [1, 1, 1]) == [1, 2, 2]  # would stop too early
+    assert walk(make_rule(**rule), [1, 1, 0], [1, 0, 0]) == [1, 2, 2]  # would walk past
+    assert walk(make_rule(**rule), [1, 0], [1, 0]) == [1, 1]
+    with pytest.raises(ValueError, match="needs the observation vlnr1_expert"):
+        MixturePolicy(SPACE, FOUR, Always(1), Always(2), make_rule(**rule))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -134,6 +159,7 @@ def test_repeated_collisions_bring_help_for_a_while():
         ({"name": "distance", "meters": 1}, "vlnr1.mixture.rule distance: .*meters"),
         ({"name": "probability", "share": 1.5}, r"share must be in 0 … 1"),
         ({"name": "collisions", "count": 9}, "count <= window"),
+        ({"name": "disagreement", "count": 0}, "count <= window"),
     ],
 )
 def test_a_wrong_rule_is_one_clear_line(options, message):

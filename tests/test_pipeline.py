@@ -48,6 +48,10 @@ SMALL_RFT = [
 
 SMALL_DAGGER = [
     *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
+    "vlnr1/task=embedded",
+    "vlnr1/setup=embedded",
+    "vlnr1.run_dir=data/vlnr1/quickstart",
+    "vlnr1.dagger.rounds=2",
     "vlnr1.dagger.episodes=2",
     "vlnr1.sft.max_steps=2",
     "vlnr1.sft.save_steps=1",
@@ -271,7 +275,9 @@ def test_dagger_walks_labels_and_trains_on_round_by_round(run, home):
         assert len(ego.records(make_memory("current"), 6)[0].answer) == 6
         origin = ego.meta["dagger"]
         before = "data/vlnr1/quickstart/checkpoints/checkpoint-4" if number == 0 else str(rounds[0].relative_to(home))
-        assert (origin["round"], origin["beta"], origin["checkpoint"]) == (number + 1, 0.5 ** (number + 1), before)
+        assert (origin["round"], origin["checkpoint"]) == (number + 1, before)
+        assert origin["rule"] == {"name": "disagreement", "count": 4, "window": 6}
+        assert all(episode.info["success"] == 1 and episode.actions[-1] == 0 for episode in ego.episodes)
         assert ego.meta["expert"] == "pursuit"
         info = json.loads((rounds[number] / "vlnr1.json").read_text())["info"]
         assert (info["stage"], info["data"]) == ("dagger", ["embedded", *sources[: number + 1]])

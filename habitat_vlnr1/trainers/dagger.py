@@ -1,10 +1,13 @@
 """DAgger (Ross et al. 2011) for answers of n actions, as a Habitat-Baselines trainer.
 
-An expert's own walks never show what to do after a mistake. In each round of `vlnr1_dagger` a mixture of expert
-(probability beta) and the newest checkpoint walks training episodes, the expert says at every state what *its* next n
-actions from there would be (the lab sensor `vlnr1_plan`), and training goes on, on the original records and on those
-of all rounds. A round's walks are a VLN-Ego set of their own, `<root>/<source>_<run>_dagger_<round>`, that says where
-it comes from. Whatever is interrupted goes on: whole walks, the newest checkpoint, finished rounds are found again.
+An expert's own walks never show what to do after a mistake. In each round of `vlnr1_dagger` a mixture of expert and
+newest checkpoint walks training episodes, the expert says at every state what *its* next n actions from there would be
+(the lab sensor `vlnr1_plan`), and training goes on, on the original records and on those of all rounds. A round's
+walks are a VLN-Ego set of their own, `<root>/<source>_<run>_dagger_<round>`, that says where it comes from. Whatever
+is interrupted goes on: whole walks, the newest checkpoint, finished rounds are found again.
+
+The expert takes over where the model errs (`vlnr1.dagger.take_over`), so that every walk soon comes to its goal after
+a mistake; or it acts with probability beta, as in the original.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.mixture import HELPED, MixturePolicy
+from habitat_vlnr1.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo, summarize, write_atomically
 from habitat_vlnr1.results import folder_fingerprint
@@ -58,20 +61,20 @@ class DAggerTrainer(VLNR1Trainer):
         get_template(self.config.vlnr1.prompt.template)
         make_memory(**self.config.vlnr1.memory)
         sft_arguments(self.config)
-        betas = schedule(self.config)
-        if self.config.vlnr1.model.lora is not None and len(betas) > 1:
+        rules = schedule(self.config)
+        if self.config.vlnr1.model.lora is not None and len(rules) > 1:
             raise ValueError("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
-        for number, beta in enumerate(betas, start=1):
+        for number, rule in enumerate(rules, start=1):
             config = round_config(self.config, number)
             folder = config.habitat_baselines.checkpoint_folder
             last = newest_checkpoint(folder)
             if last is None or not is_finished(last, config.vlnr1.sft.max_steps):
-                print(f"DAgger round {number} of {len(betas)}: beta {beta:g}, from {start}")
+                print(f"DAgger round {number} of {len(rules)}, from {start}")
                 walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
                 if walk and state.is_main_process:
-                    roll_in(self, self.config, number, beta, start)
+                    roll_in(self, self.config, number, rule, start)
                 state.wait_for_everyone()
                 records = open_records(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
                 fit(config, start, records, stage="dagger")
@@ -82,20 +85,29 @@ class DAggerTrainer(VLNR1Trainer):
             self.eval()
 
 
-def schedule(config: DictConfig) -> list[float]:
-    """The expert's probability in each round: `beta` is a list, or the base of beta^round.
+def schedule(config: DictConfig) -> list[dict[str, Any]]:
+    """The mixture's rule in each round: `take_over`, or `beta` as a list or as the base of beta^round.
 
     Raises:
-        ValueError: a list of another length than `rounds`, or a number outside 0 … 1.
+        ValueError: no round, a list of betas of another length than `rounds`, or options that the rule does not take.
     """
     dagger = config.vlnr1.dagger
-    listed = OmegaConf.is_list(dagger.beta)
-    betas = list(dagger.beta) if listed else [dagger.beta**number for number in range(1, dagger.rounds + 1)]
-    if dagger.rounds < 1 or len(betas) != dagger.rounds:
-        raise ValueError(f"vlnr1.dagger: {dagger.rounds} rounds and {len(betas)} betas: give one beta per round")
-    if not all(0 <= beta <= 1 for beta in betas):
-        raise ValueError(f"vlnr1.dagger.beta: the expert's probability is in 0 … 1, got {betas}")
-    return betas
+    if dagger.rounds < 1:
+        raise ValueError(f"vlnr1.dagger.rounds is {dagger.rounds}: give at least 1")
+    if dagger.take_over is not None:
+        rules = [{"name": "disagreement", **dagger.take_over}] * dagger.rounds
+    else:
+        listed = OmegaConf.is_list(dagger.beta)
+        betas = dagger.beta if listed else [dagger.beta**number for number in range(1, dagger.rounds + 1)]
+        if len(betas) != dagger.rounds:
+            raise ValueError(f"vlnr1.dagger: {dagger.rounds} rounds and {len(betas)} betas: give one beta per round")
+        rules = [
+            {"name": "probability", "share": beta, "every": dagger.draw_every, "seed": config.habitat.seed + number}
+            for number, beta in enumerate(betas, start=1)
+        ]
+    for rule in rules:
+        make_rule(**rule)
+    return rules
 
 
 def round_config(config: DictConfig, number: int) -> DictConfig:
@@ -125,12 +137,11 @@ def draw_episodes(config: DictConfig, number: int) -> list[str]:
     return sorted(exported[order[place % len(order)]].episode_id for place in places)
 
 
-def walking_config(config: DictConfig, number: int, beta: float, start: str) -> DictConfig:
+def walking_config(config: DictConfig, number: int, rule: dict[str, Any], start: str) -> DictConfig:
     """The config of a roll-in: the mixture, its episodes, and the expert's plan at `every`-th step."""
     dagger = config.vlnr1.dagger
     mode = dagger.expert or ("pursuit" if config.vlnr1.task.expert == "ground_truth" else config.vlnr1.task.expert)
     plan = config.vlnr1.extra_sensors[PLAN]
-    rule = {"name": "probability", "share": beta, "every": dagger.draw_every, "seed": config.habitat.seed + number}
     return edited(
         config,
         **{
@@ -150,7 +161,7 @@ def walking_config(config: DictConfig, number: int, beta: float, start: str) -> 
     )
 
 
-def provenance(config: DictConfig, number: int, beta: float, start: str) -> dict[str, Any]:
+def provenance(config: DictConfig, number: int, rule: dict[str, Any], start: str) -> dict[str, Any]:
     """What stands in the `meta.json` of a round's set; `config` is that of the walk."""
     dagger, plan = config.vlnr1.dagger, config.habitat.task.lab_sensors[PLAN]
     return {
@@ -161,8 +172,7 @@ def provenance(config: DictConfig, number: int, beta: float, start: str) -> dict
         "jpeg_quality": config.vlnr1.export.jpeg_quality,
         "dagger": {
             "round": number,
-            "beta": beta,
-            "draw_every": dagger.draw_every,
+            "rule": rule,
             "checkpoint": start,
             "weights": folder_fingerprint(start),
             "temperature": dagger.temperature,
@@ -174,16 +184,16 @@ def provenance(config: DictConfig, number: int, beta: float, start: str) -> dict
     }
 
 
-def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float, start: str) -> None:
+def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, rule: dict[str, Any], start: str) -> None:
     """Walk and label a round's episodes, and say how that went. Goes on where an earlier call was stopped."""
     root = export_folder(round_config(config, number), SPLIT)
-    config = walking_config(config, number, beta, start)
-    writer = EpisodeWriter(root, provenance(config, number, beta, start))
+    config = walking_config(config, number, rule, start)
+    writer = EpisodeWriter(root, provenance(config, number, rule, start))
     print(f"Rolling in to {root}" + (f" ({len(writer.done)} episodes are there)" if writer.done else ""))
     before, started = len(writer.done), time.monotonic()
     trainer._init_envs(config, is_eval=True)
     try:
-        walkers = RollIn(trainer.envs, writer, config, silent=beta == 0)
+        walkers = RollIn(trainer.envs, writer, config, silent=rule.get("share") == 0)
         walkers.walk_all()
     finally:
         trainer.envs.close()
@@ -192,6 +202,7 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float,
     episodes = VLNEgo(root).episodes
     done = {
         "success": round(float(np.mean([episode.info["success"] for episode in episodes])), 3),
+        "alone": round(float(np.mean([episode.info["expert_steps"] == 0 for episode in episodes])), 3),
         "expert_share": round(
             sum(episode.info["expert_steps"] for episode in episodes) / sum(len(e.actions) for e in episodes), 3
         ),
@@ -200,8 +211,8 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, beta: float,
     write_atomically(root / "summary.json", json.dumps(summary, indent=2).encode())
     print(
         f"Round {number}: {summary['episodes']} episodes ({len(episodes) - before} in {seconds:.0f} s), "
-        f"{summary['records']} records; success {done['success']:.2f}, {done['expert_share']:.0%} of the steps the "
-        f"expert's; skipped {len(walkers.skipped)}"
+        f"{summary['records']} records; success {done['success']:.2f}, {done['alone']:.0%} of the walks without the "
+        f"expert, {done['expert_share']:.0%} of the steps the expert's; skipped {len(walkers.skipped)}"
     )
 
 

@@ -61,8 +61,9 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
     if missing_run or not checkpoint.is_checkpoint(start):
         raise FileNotFoundError(
-            f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft "
-            f"vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with vlnr1.{stage}.start=<folder or hub id>"
+            f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run "
+            f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with "
+            f"vlnr1.{stage}.start=<folder or hub id>"
         )
     card = checkpoint.read_card(start)
     checkpoint.check_card(card, action_space(config))
