@@ -120,6 +120,8 @@ def test_dagger_starts_where_its_first_stage_ends(config):
     assert second.vlnr1.sft_config == "vlnr1_sft_far"
     assert second.vlnr1.task == first.vlnr1.task and second.vlnr1.data == first.vlnr1.data
     assert first.vlnr1.data.sources == [first.vlnr1.data.source] == ["embedded_far"]
+    elsewhere = config("vlnr1/setup=r2r")
+    assert elsewhere.vlnr1.data.sources == [elsewhere.vlnr1.task.name] == ["r2r"]
 
 
 def test_the_expert_takes_over_or_its_share_falls_or_is_listed(config):
