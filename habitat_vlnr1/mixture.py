@@ -8,7 +8,8 @@
         helper: OraclePolicy
         rule: {name: probability, share: 0.5, every: 6}
 
-`probability` is DAgger's mixture (beta is its share); `distance`, `confidence` and `collisions` are the other rules.
+`probability` (DAgger's beta is its share) and `disagreement` are the rules that DAgger walks with; `distance`,
+`confidence` and `collisions` are the others.
 Either policy may be a mixture itself: `{name: MixturePolicy, mixture: {…}}`.
 """
 
@@ -171,6 +172,10 @@ class Disagreement(Rule):
             raise ValueError(f"disagreement needs 1 <= count <= window: {self}")
 
     def helps(self, observations: Mapping[str, Tensor], lead: Policy) -> list[bool]:
+        if isinstance(lead, MixturePolicy) or not hasattr(lead, "actions"):
+            raise ValueError(
+                f"vlnr1.mixture.rule disagreement: {type(lead).__name__} does not say what it would do before it acts"
+            )
         rollouts = observations[CLOCK][:, 0].tolist()
         advised = observations[EXPERT].flatten().tolist()
         asked = [row for row, rollout in enumerate(rollouts) if rollout not in self._erred]

@@ -150,6 +150,8 @@ def test_the_expert_takes_over_for_good_where_the_lead_errs():
     assert walk(make_rule(**rule), [1, 0], [1, 0]) == [1, 1]
     with pytest.raises(ValueError, match="needs the observation vlnr1_expert"):
         MixturePolicy(SPACE, FOUR, Always(1), Always(2), make_rule(**rule))
+    with pytest.raises(ValueError, match="object does not say what it would do"):
+        make_rule(**rule).helps(batch((1, 0)), object())
 
 
 @pytest.mark.parametrize(
