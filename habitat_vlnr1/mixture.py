@@ -150,9 +150,7 @@ class Collisions(Rule):
             if sum(recent) >= self.count:
                 self._until[rollout] = step + 1 + self.steps
                 recent.clear()
-        for kept in (self._recent, self._until):
-            while len(kept) > MAX_ROLLOUTS:
-                kept.popitem(last=False)
+        _drop_oldest(self._recent, self._until)
 
 
 @dataclass
@@ -186,10 +184,15 @@ class Disagreement(Rule):
             recent.append(differs)
             if sum(recent) >= self.count or (differs and Action.STOP in (action, advised[row])):
                 self._erred[rollouts[row]] = None
-        for kept in (self._recent, self._erred):
-            while len(kept) > MAX_ROLLOUTS:
-                kept.popitem(last=False)
+        _drop_oldest(self._recent, self._erred)
         return [rollout in self._erred for rollout in rollouts]
+
+
+def _drop_oldest(*remembered: OrderedDict[int, Any]) -> None:
+    """Keep what a rule remembers to the newest rollouts: nobody tells it that one has ended."""
+    for by_rollout in remembered:
+        while len(by_rollout) > MAX_ROLLOUTS:
+            by_rollout.popitem(last=False)
 
 
 RULES: dict[str, type] = {

@@ -122,11 +122,12 @@ def test_dagger_starts_where_its_first_stage_ends(config):
     assert first.vlnr1.data.sources == [first.vlnr1.data.source] == ["embedded_far"]
     elsewhere = config("vlnr1/setup=r2r")
     assert elsewhere.vlnr1.data.sources == [elsewhere.vlnr1.task.name] == ["r2r"]
+    assert elsewhere.vlnr1.sft_config == "vlnr1_sft"
 
 
 def test_the_expert_takes_over_or_its_share_falls_or_is_listed(config):
     assert schedule(config("vlnr1.dagger.rounds=2")) == [{"name": "disagreement", "count": 4, "window": 6}] * 2
-    with pytest.raises(ValueError, match=r"disagreement.*count <= window"):
+    with pytest.raises(ValueError, match=r"dagger.take_over: .*disagreement.*count <= window"):
         schedule(config("vlnr1.dagger.take_over.count=7"))
 
     def shares(*overrides):
@@ -136,7 +137,7 @@ def test_the_expert_takes_over_or_its_share_falls_or_is_listed(config):
     assert shares("vlnr1.dagger.beta=[1.0,0.5,0]") == [1.0, 0.5, 0]
     with pytest.raises(ValueError, match="3 rounds and 1 betas"):
         shares("vlnr1.dagger.beta=[1.0]")
-    with pytest.raises(ValueError, match=r"share must be in 0 … 1"):
+    with pytest.raises(ValueError, match=r"dagger.beta: .*share must be in 0 … 1"):
         shares("vlnr1.dagger.beta=2.0")
     with pytest.raises(ValueError, match="at least 1"):
         shares("vlnr1.dagger.rounds=0")

@@ -105,8 +105,11 @@ def schedule(config: DictConfig) -> list[dict[str, Any]]:
             {"name": "probability", "share": beta, "every": dagger.draw_every, "seed": config.habitat.seed + number}
             for number, beta in enumerate(betas, start=1)
         ]
-    for rule in rules:
-        make_rule(**rule)
+    try:
+        for rule in rules:
+            make_rule(**rule)
+    except ValueError as error:
+        raise ValueError(f"vlnr1.dagger.{'beta' if dagger.take_over is None else 'take_over'}: {error}") from None
     return rules
 
 
