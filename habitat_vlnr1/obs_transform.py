@@ -29,10 +29,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from habitat_vlnr1.memory import Memory, make_memory
-
-MEMORY = "vlnr1_memory"
-MEMORY_STEPS = "vlnr1_memory_steps"
-CLOCK = "vlnr1_clock"
+from habitat_vlnr1.observations import CLOCK, MEMORY, MEMORY_STEPS
 
 
 @dataclass

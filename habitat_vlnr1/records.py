@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,19 +36,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from habitat_vlnr1.actions import Action, next_actions
+from habitat_vlnr1.actions import Action, ActionSpace, next_actions
+from habitat_vlnr1.files import drop_half_line, is_folder_name, write_atomically, write_first
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
 CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for the processor
 SPOT_CHECKS = 200
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _JPEG_END = b"\xff\xd9"
-
-
-def is_folder_name(name: Any) -> bool:
-    """Whether it can name a folder: letters, digits, `_`, `-`, `.`; nothing that leads elsewhere."""
-    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
 
 
 class RecordError(ValueError):
@@ -195,6 +188,12 @@ class VLNEgo:
             raise RecordError(f"{self.root}: no episodes; run --config-name=vlnr1_export to fill it")
         return list(episodes.values())
 
+    @property
+    def space(self) -> ActionSpace | None:
+        """The actions in the words of the protocol that the data were recorded under; None where that is unknown."""
+        protocol = self.meta.get("protocol")
+        return ActionSpace(protocol["forward_step"], protocol["turn_angle"]) if protocol else None
+
     def check_frames(self) -> None:
         """Find missing or cut frames before training starts.
 
@@ -306,6 +305,26 @@ class Records(Sequence[Record]):
             rows += [wanted[part::parts] for part in range(parts)]
             first += len(episode.steps)
         return rows
+
+
+def keep_some(num_actions: int, keep_straight: float, seed: int) -> Callable[[Episode, int], bool]:
+    """Which steps of an episode are trained on (for `Records.rows`).
+
+    An expert mostly walks straight on, and turns and stops decide; VLN-CE weights the loss to the same end
+    (inflection weighting). In GRPO it matters as much: rewarded for what is recorded, a model that is in doubt learns
+    to go on, and misses its stop.
+
+    Args:
+        keep_straight: share of the records with a whole answer of FORWARD that is kept, drawn at random.
+        seed: of that draw.
+    """
+    chance = np.random.default_rng(seed)
+
+    def keep(episode: Episode, step: int) -> bool:
+        future = (episode.labels[step] if episode.labels else episode.actions[step:])[:num_actions]
+        return set(future) != {Action.FORWARD} or chance.random() < keep_straight
+
+    return keep
 
 
 class EpisodeWriter:
@@ -425,39 +444,3 @@ def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
             f"{file.parent} was exported with {key}={old.get(key)!r}, now {key}={content.get(key)!r}: "
             f"{remedy} or delete the folder"
         )
-
-
-def drop_half_line(file: Path) -> None:
-    """Cut what an interrupted writer left after the last newline of a JSON-lines file."""
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the new one, never half of it."""
-    _written_beside(path, content).replace(path)
-
-
-def write_first(path: Path, content: bytes) -> bool:
-    """Write a file that is not there yet; False, and nothing is changed, when another process was first."""
-    temporary = _written_beside(path, content)
-    try:
-        os.link(temporary, path)  # unlike a rename, it fails where the file has come into being
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-def _written_beside(path: Path, content: bytes) -> Path:
-    # Several machines may write into one folder, so a process number is not enough.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    temporary.write_bytes(content)
-    return temporary

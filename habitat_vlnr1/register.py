@@ -2,23 +2,17 @@
 
 from importlib import import_module
 
-# What a worker process needs: neither transformers nor a policy.
-SIM_MODULES = (
-    "habitat_vlnr1.sim.datasets",
-    "habitat_vlnr1.sim.sensors",
-    "habitat_vlnr1.sim.expert",
-    "habitat_vlnr1.sim.measures",
-    "habitat_vlnr1.sim.gym_env",
-)
+from habitat_vlnr1.sim import register_sim
+
 # What Habitat-Baselines looks up by name in the main process.
 BASELINES_MODULES = (
     "habitat_vlnr1.obs_transform",
-    "habitat_vlnr1.policy",
-    "habitat_vlnr1.baselines",
-    "habitat_vlnr1.mixture",
-    "habitat_vlnr1.vlnce.policies",
-    "habitat_vlnr1.memory_policy",
-    "habitat_vlnr1.evaluator",
+    "habitat_vlnr1.policies.vlnr1",
+    "habitat_vlnr1.policies.scripted",
+    "habitat_vlnr1.policies.mixture",
+    "habitat_vlnr1.policies.vlnce.policies",
+    "habitat_vlnr1.policies.memory_attention",
+    "habitat_vlnr1.evaluation.evaluator",
     "habitat_vlnr1.trainers.export",
     "habitat_vlnr1.trainers.convert",
     "habitat_vlnr1.trainers.il",
@@ -27,12 +21,6 @@ BASELINES_MODULES = (
     "habitat_vlnr1.trainers.rft",
     "habitat_vlnr1.trainers.doctor",
 )
-
-
-def register_sim() -> None:
-    """Registers dataset, sensors and measures, with their configs; harmless when repeated."""
-    for name in SIM_MODULES:
-        import_module(name)
 
 
 def register() -> None:

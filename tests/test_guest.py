@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.embedded_sim import nav_data
+
 pytest.importorskip("habitat_embedded_sim")
 
 PPO = """# @package _global_
@@ -58,9 +60,6 @@ json.dump({
 
 @pytest.mark.slow
 def test_a_stock_run_is_unchanged(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "embedded_sim"))
-    import nav_data
-
     monkeypatch.setenv("HABITAT_ENV_DEBUG", "1")
     results = {}
     for mode in ("without", "with"):

@@ -1,6 +1,5 @@
 """Registering, Hydra's search path, and that every task and protocol composes."""
 
-import os
 import sys
 from types import SimpleNamespace
 
@@ -10,13 +9,12 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.policy import action_space
+from habitat_vlnr1.config import action_space
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
+from tests.paths import CONFIGS, SIM_CONFIGS
 
-CONFIGS = os.path.join(os.path.dirname(__file__), "sim_configs")
-TRAINER_CONFIGS = os.path.join(os.path.dirname(__file__), "..", "configs", "trainer")
 MEASURES = ["OracleSuccess", "OracleNavigationError", "PathLength", "StepsTaken", "NDTW", "SDTW"]
 SENSORS = ["VLNR1InstructionSensor", "VLNR1ClockSensor", "VLNR1ExpertSensor", "VLNR1DescriptionSensor"]
 
@@ -53,7 +51,7 @@ def test_the_plugin_appends_both_roots():
 @pytest.mark.parametrize("task", ["embedded", "embedded_rustic", "r2r", "r2r_test", "rxr", "rxr_test"])
 @pytest.mark.parametrize("protocol", ["embedded", *PROTOCOLS])
 def test_every_task_composes_with_every_protocol(task, protocol):
-    config = get_config("sim_test.yaml", [f"vlnr1/task={task}", f"vlnr1/protocol={protocol}"], CONFIGS)
+    config = get_config("sim_test.yaml", [f"vlnr1/task={task}", f"vlnr1/protocol={protocol}"], SIM_CONFIGS)
     ours, sim = config.vlnr1.protocol, config.habitat.simulator
     assert (ours.name, config.vlnr1.task.name) == (protocol, task.removesuffix("_test"))
     camera = sim.agents.main_agent.sim_sensors.rgb_sensor
@@ -75,7 +73,7 @@ def test_every_task_composes_with_every_protocol(task, protocol):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocols_words_follow_its_numbers(name):
-    ours = get_config("sim_test.yaml", [f"vlnr1/protocol={name}"], CONFIGS).vlnr1.protocol
+    ours = get_config("sim_test.yaml", [f"vlnr1/protocol={name}"], SIM_CONFIGS).vlnr1.protocol
     keys = ("turn_angle", "hfov", "sliding", "camera_height", "agent_height", "width", "height")
     assert tuple(ours[key] for key in keys) == PROTOCOLS[name]
     assert (ours.max_steps, ours.success_distance) == (500, 3.0)
@@ -89,7 +87,7 @@ def test_a_protocols_words_follow_its_numbers(name):
 
 
 def test_extra_sensors_are_added_by_config():
-    config = get_config("sim_test.yaml", ["+vlnr1/sensors=[expert,description]"], CONFIGS)
+    config = get_config("sim_test.yaml", ["+vlnr1/sensors=[expert,description]"], SIM_CONFIGS)
     assert list(config.habitat.gym.obs_keys)[-2:] == ["vlnr1_expert", "vlnr1_description"]
     assert config.habitat.task.lab_sensors.vlnr1_expert.type == "VLNR1ExpertSensor"
     assert config.habitat.task.lab_sensors.vlnr1_description == config.vlnr1.extra_sensors.vlnr1_description
@@ -101,7 +99,7 @@ def test_extra_sensors_are_added_by_config():
 def test_the_papers_presets_compose(setup, model, stage, learning_rate):
     groups = [f"vlnr1/setup={setup}", f"vlnr1/model={model}", f"vlnr1/{stage}=paper", "vlnr1/deepspeed=zero3"]
     world = ["vlnr1/task=r2r", "vlnr1/protocol=r2r", "vlnr1/memory=long_short"]
-    config = get_config(f"vlnr1_{stage}.yaml", [*world, *groups], TRAINER_CONFIGS)
+    config = get_config(f"vlnr1_{stage}.yaml", [*world, *groups], CONFIGS)
     assert config.vlnr1[stage].learning_rate == learning_rate
     assert config.vlnr1[stage].deepspeed.zero_optimization.stage == 3
     assert config.vlnr1.data.sources == (["r2r", "rxr"] if setup == "r2r_rxr" else ["r2r"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from habitat_vlnr1.config import action_space, asked_with
 from habitat_vlnr1.doctor.findings import Finding, error, ok, one_line, shown, warning
 from habitat_vlnr1.doctor.task_data import RUN
 from habitat_vlnr1.records import RecordError, VLNEgo, check_jpeg
@@ -184,7 +185,6 @@ def folder_size(folder: Path) -> int:
 def checkpoints(config: DictConfig) -> Iterator[Finding]:
     """Checkpoints of the run, or the named one: whole, and asked as they were trained."""
     from habitat_vlnr1.lvlm import checkpoint
-    from habitat_vlnr1.policy import action_space, asked_with
 
     named = config.vlnr1.checkpoint
     folder = config.habitat_baselines.checkpoint_folder
@@ -221,7 +221,7 @@ def checkpoints(config: DictConfig) -> Iterator[Finding]:
 
 def disk(config: DictConfig, task: TaskData) -> Iterator[Finding]:
     """Free disk against what the export will write: episodes × mean steps × bytes per frame (docs/planning.md)."""
-    from habitat_vlnr1.trainers.planning import existing_parent, frame_bytes, open_exported
+    from habitat_vlnr1.doctor.planning import existing_parent, frame_bytes, open_exported
 
     place = existing_parent(config.vlnr1.data.root)
     stat = os.statvfs(place)

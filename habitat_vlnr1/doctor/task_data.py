@@ -12,8 +12,8 @@ from habitat import make_dataset
 from habitat.core.registry import registry
 from omegaconf import DictConfig
 
+from habitat_vlnr1.config import edited
 from habitat_vlnr1.doctor.findings import Finding, error, ok, shown, warning
-from habitat_vlnr1.trainers.base import edited
 
 RUN = "python -m habitat_baselines.run --config-name="
 WHERE_FROM = {

@@ -24,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.records import write_atomically
+from habitat_vlnr1.files import write_atomically
 
 CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1

@@ -30,7 +30,8 @@ from habitat_vlnr1.actions import Action, read_letters
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
-from habitat_vlnr1.lvlm.inputs import PromptEncoder, Query
+from habitat_vlnr1.lvlm.inputs import PromptEncoder
+from habitat_vlnr1.lvlm.query import Query
 
 Seed = int | Sequence[int]
 

@@ -28,8 +28,8 @@ from transformers import ProcessorMixin
 
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm.fast_vision import core_of
-from habitat_vlnr1.lvlm.frames import Frame, FrameCutter, Patches
-from habitat_vlnr1.lvlm.shared_prefix import common_beginning
+from habitat_vlnr1.lvlm.frames import Frame, FrameCutter
+from habitat_vlnr1.lvlm.query import Query, common_beginning
 from habitat_vlnr1.prompt import PromptTemplate
 
 # DataLoader workers are forked after the tokenizer was used; without this it warns in each of them.
@@ -54,25 +54,6 @@ class Described:
     instruction: str
     frames: Sequence[Frame]
     answer: str
-
-
-@dataclass(frozen=True)
-class Query:
-    """One prompt, ready to be batched.
-
-    Args:
-        ids: token ids [L], the image placeholders repeated as often as the frame has visual tokens.
-        positions: M-RoPE positions [3, L].
-        frames: the cut frames in the order of the prompt (history, then the current one).
-        keys: identities of those frames; None for frames without one.
-        spans: where each frame's tokens start and end in `ids`.
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    frames: tuple[Patches, ...]
-    keys: tuple[Hashable, ...]
-    spans: tuple[tuple[int, int], ...]
 
 
 class PromptEncoder:

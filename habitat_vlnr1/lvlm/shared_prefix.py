@@ -15,17 +15,13 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_images, pick_features, speed_up_vision
-
-if TYPE_CHECKING:
-    from habitat_vlnr1.lvlm.inputs import Query
 
 
 def share_prefixes(model: PreTrainedModel) -> None:
@@ -38,26 +34,6 @@ def share_prefixes(model: PreTrainedModel) -> None:
     if not getattr(core, "vlnr1_shares_prefixes", False):
         core.forward = types.MethodType(functools.partial(_forward_shared, stock=core.forward), core)
         core.vlnr1_shares_prefixes = True
-
-
-def common_beginning(queries: Sequence[Query]) -> tuple[int, int]:
-    """How many tokens, and how many images among them, all prompts begin with.
-
-    Images count whole, and only when they are the same cut frame. The last token of a prompt is never common: it
-    predicts the answer.
-    """
-    first = queries[0]
-    tokens = min(len(query.ids) for query in queries) - 1
-    images = min(len(query.frames) for query in queries)
-    for query in queries[1:]:
-        differs = (query.ids[:tokens] != first.ids[:tokens]).nonzero()[0]
-        tokens = int(differs[0]) if len(differs) else tokens
-        same = [a is b for a, b in zip(first.frames, query.frames, strict=False)]
-        images = min(images, (*same, False).index(False))
-    for number, (start, end) in enumerate(first.spans):
-        if end > tokens or number >= images:
-            return min(tokens, start), number
-    return tokens, len(first.spans)
 
 
 def _forward_shared(

@@ -14,8 +14,9 @@ from habitat_baselines.common.env_factory import VectorEnvFactory
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.register import register_sim
+from habitat_vlnr1.observations import INSTRUCTION
 from habitat_vlnr1.results import left_out_text
+from habitat_vlnr1.sim import register_sim
 from habitat_vlnr1.sim.datasets import VLNCEDataset
 from habitat_vlnr1.sim.vector_env import VLNVectorEnv, make_env
 
@@ -86,7 +87,7 @@ def _why_unwalkable(episode: VLNEpisode, dataset: VLNCEDataset, missing: set[str
         return f"ground truth: {problem}"
     if "ndtw" in task.measurements and not episode.reference_path and not dataset.ground_truth(episode.episode_id):
         return "no reference path"
-    sensor = task.lab_sensors.get("vlnr1_instruction")
+    sensor = task.lab_sensors.get(INSTRUCTION)
     size = len(episode.instruction.instruction_text.encode())
     if sensor is not None and size > sensor.max_bytes:
         return f"instruction of {size} bytes: raise habitat.task.lab_sensors.vlnr1_instruction.max_bytes"

@@ -18,7 +18,7 @@ import numpy as np
 from habitat.tasks.nav.nav import NavigationGoal
 from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 
-from habitat_vlnr1.records import is_folder_name
+from habitat_vlnr1.files import is_folder_name
 
 SCENES_PREFIX = "data/scene_datasets/"
 LOOKS = (4, 5)  # RxR-CE's LOOK_UP and LOOK_DOWN, which the four actions of this task lack

@@ -18,6 +18,7 @@ from habitat.tasks.nav.shortest_path_follower import ShortestPathFollower
 from habitat.tasks.vln.vln import VLNEpisode
 from habitat.utils.geometry_utils import quaternion_rotate_vector
 
+from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.sim.sensors import LabSensor, store_lab_sensor
 
 MODES = ("reference_path", "pursuit", "shortest_path", "ground_truth")
@@ -47,7 +48,7 @@ class ExpertSensor(LabSensor):
     After the last way point the answer is stop, and only then (or where no way leads to the goal).
     """
 
-    uuid = "vlnr1_expert"
+    uuid = EXPERT
 
     def __init__(self, *args: Any, sim: Any, dataset: Any = None, config: Any, **kwargs: Any) -> None:
         super().__init__(*args, sim=sim, dataset=dataset, config=config, **kwargs)
@@ -112,7 +113,7 @@ class PlanSensor(ExpertSensor):
     have given. The expert is walked ahead by the agent's own controls, nothing is rendered, and the agent is put back.
     """
 
-    uuid = "vlnr1_plan"
+    uuid = PLAN
 
     def _get_observation_space(self, *args: Any, config: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(-1, 3, (config.num_actions,), np.int64)
@@ -287,5 +288,5 @@ def _bearing(state: Any, point: np.ndarray) -> float:
     return math.atan2(-way[0], -way[2])
 
 
-store_lab_sensor("vlnr1_expert", ExpertConfig)
-store_lab_sensor("vlnr1_plan", PlanConfig)
+store_lab_sensor(EXPERT, ExpertConfig)
+store_lab_sensor(PLAN, PlanConfig)

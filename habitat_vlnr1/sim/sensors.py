@@ -16,8 +16,8 @@ from habitat.core.simulator import Sensor, SensorTypes
 from habitat.tasks.vln.vln import VLNEpisode
 from hydra.core.config_store import ConfigStore
 
+from habitat_vlnr1.observations import CLOCK, DESCRIPTION, INSTRUCTION, encode_text
 from habitat_vlnr1.sim.describe import describe
-from habitat_vlnr1.sim.text import encode_text
 
 
 def store_lab_sensor(name: str, node: type) -> None:
@@ -51,7 +51,7 @@ class InstructionConfig(LabSensorConfig):
 class InstructionSensor(LabSensor):
     """The instruction as UTF-8: uint8 [max_bytes], zero padded (see `text.decode_text`)."""
 
-    uuid = "vlnr1_instruction"
+    uuid = INSTRUCTION
 
     def _get_observation_space(self, *args: Any, config: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(0, 255, (config.max_bytes,), np.uint8)
@@ -81,7 +81,7 @@ class ClockSensor(LabSensor):
     with equal seeds must not draw equal ones.
     """
 
-    uuid = "vlnr1_clock"
+    uuid = CLOCK
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,7 +116,7 @@ class DescriptionSensor(LabSensor):
     reset into a scene without semantic annotation.
     """
 
-    uuid = "vlnr1_description"
+    uuid = DESCRIPTION
 
     def __init__(self, *args: Any, sim: Any, **kwargs: Any) -> None:
         super().__init__(*args, sim=sim, **kwargs)
@@ -150,6 +150,6 @@ class DescriptionSensor(LabSensor):
         return encode_text(text, self.config.max_bytes)
 
 
-store_lab_sensor("vlnr1_instruction", InstructionConfig)
-store_lab_sensor("vlnr1_clock", ClockConfig)
-store_lab_sensor("vlnr1_description", DescriptionConfig)
+store_lab_sensor(INSTRUCTION, InstructionConfig)
+store_lab_sensor(CLOCK, ClockConfig)
+store_lab_sensor(DESCRIPTION, DescriptionConfig)

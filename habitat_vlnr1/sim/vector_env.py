@@ -14,7 +14,8 @@ from habitat.config.default_structured_configs import HabitatSimDepthSensorConfi
 from habitat.gym import make_gym_from_config
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.register import SIM_MODULES, register_sim
+from habitat_vlnr1.observations import DESCRIPTION
+from habitat_vlnr1.sim import MODULES, register_sim
 
 
 def make_env(config: DictConfig, dataset: Dataset | None = None) -> gym.Env:
@@ -28,7 +29,7 @@ def make_env(config: DictConfig, dataset: Dataset | None = None) -> gym.Env:
     config = config.copy()
     with read_write(config):
         OmegaConf.resolve(config.habitat)
-        if "vlnr1_description" in config.habitat.task.lab_sensors:
+        if DESCRIPTION in config.habitat.task.lab_sensors:
             _add_description_cameras(get_agent_config(config.habitat.simulator).sim_sensors)
     return make_gym_from_config(config, dataset)
 
@@ -77,7 +78,7 @@ class VLNVectorEnv(VectorEnv):
 
     def _spawn_workers(self, *args: Any, **kwargs: Any) -> tuple[list, list]:
         # The fork server imports once for all workers, which share that memory: some 5 s and 0.8 GB for each.
-        set_forkserver_preload(["__main__", "habitat_baselines", __name__, *SIM_MODULES])
+        set_forkserver_preload(["__main__", "habitat_baselines", __name__, *MODULES])
         reads, writes = super()._spawn_workers(*args, **kwargs)
         for read in reads:
             read.read_fn = self._guarded(read.read_fn, read.rank)

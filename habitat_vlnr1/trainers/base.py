@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import make_scenes
 
 LEFT_OUT_STATUS = 3
 """Exit status of a command that has done its work except for some episodes that its data did not allow."""
-
-
-def edited(config: DictConfig, **changes: object) -> DictConfig:
-    """A copy of the config with dotted keys set, e.g. `edited(config, **{"habitat.dataset.split": "train"})`."""
-    config = config.copy()
-    OmegaConf.set_readonly(config, False)
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
-    return config
 
 
 def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:

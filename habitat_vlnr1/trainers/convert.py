@@ -19,10 +19,12 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.card import name_of, write_card, write_sheet
-from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.parquet import ParquetEpisodes, write_parquet
+from habitat_vlnr1.config import action_space, edited, records_of
+from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
+from habitat_vlnr1.interchange.parquet import ParquetEpisodes, write_parquet
+from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
+from habitat_vlnr1.interchange.submission import write_submission
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import (
     Episode,
@@ -32,11 +34,7 @@ from habitat_vlnr1.records import (
     VLNEgo,
     claim_folder,
     summarize,
-    write_atomically,
 )
-from habitat_vlnr1.sharegpt import read_sharegpt, write_sharegpt
-from habitat_vlnr1.submission import write_submission
-from habitat_vlnr1.trainers.base import edited
 
 SOURCE = "source.json"  # in an output folder: what it was made from
 
@@ -61,22 +59,15 @@ def folders(config: DictConfig, default: str) -> tuple[Path, Path]:
     return Path(options.input), Path(options.output or default.format(input=options.input.rstrip("/")))
 
 
-def space_of(ego: VLNEgo, config: DictConfig) -> ActionSpace:
-    """The words of the actions as the data set's own protocol has them, or the configured one if it has none."""
-    protocol = ego.meta.get("protocol") or config.vlnr1.protocol
-    return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
-
-
-def records_of(ego: VLNEgo, config: DictConfig) -> Records:
-    """The data set seen as training would, with the configured memory, n and label offset."""
-    memory = make_memory(**config.vlnr1.memory)
-    return ego.records(memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
+def picture(config: DictConfig, ego: VLNEgo, records: Records, output: Path) -> Path:
+    """Draw a few records, in the words that the data were recorded with."""
+    return write_sheet(records, ego.space or action_space(config), output, config.vlnr1.convert.view_records)
 
 
 def describe(config: DictConfig, ego: VLNEgo, output: Path, form: str, **made_with: Any) -> None:
     """Card and picture of a data set; the last thing that a conversion does."""
-    records = records_of(ego, config)
-    write_sheet(records, space_of(ego, config), output, config.vlnr1.convert.view_records)
+    records = records_of(config, [ego])
+    picture(config, ego, records, output)
     write_card(ego, name_of(ego.root), output, form, made_with)
     print(f"{form}: {output} ({len(ego.episodes)} episodes, {len(records)} records; README.md and view.png beside)")
 
@@ -94,7 +85,7 @@ def to_view(config: DictConfig) -> None:
     source, output = folders(config, "{input}")
     ego = VLNEgo(source)
     output.mkdir(parents=True, exist_ok=True)
-    print(write_sheet(records_of(ego, config), space_of(ego, config), output, config.vlnr1.convert.view_records))
+    print(picture(config, ego, records_of(config, [ego]), output))
 
 
 def to_sharegpt(config: DictConfig) -> None:
@@ -110,7 +101,7 @@ def to_sharegpt(config: DictConfig) -> None:
     }
     template = get_template(options.convert.template)
     claim(output, ego, to="sharegpt", **made_with)
-    write_sharegpt(records_of(ego, config), template, space_of(ego, config), output, name_of(source))
+    write_sharegpt(records_of(config, [ego]), template, ego.space or action_space(config), output, name_of(source))
     describe(config, ego, output, "sharegpt", **made_with)
 
 

@@ -30,15 +30,16 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.mixture import HELPED, MixturePolicy, make_rule
-from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo, summarize, write_atomically
+from habitat_vlnr1.config import edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.observations import EXPERT, PLAN
+from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
+from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
 from habitat_vlnr1.results import folder_fingerprint
-from habitat_vlnr1.trainers.base import VLNR1Trainer, edited
-from habitat_vlnr1.trainers.export import EXPERT, Walk, Walkers, export_folder, is_exported
+from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.export import is_exported
+from habitat_vlnr1.trainers.walks import Walk, Walkers
 
-PLAN = "vlnr1_plan"
 SPLIT = "train"
 
 
@@ -55,11 +56,11 @@ class DAggerTrainer(VLNR1Trainer):
             leave_processes,
             open_records,
         )
-        from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments
+        from habitat_vlnr1.trainers.sft_fit import fit
 
         # What the config gets wrong is said before any work.
-        get_template(self.config.vlnr1.prompt.template)
-        make_memory(**self.config.vlnr1.memory)
+        template_of(self.config)
+        memory_of(self.config)
         sft_arguments(self.config)
         rules = schedule(self.config)
         if self.config.vlnr1.model.lora is not None and len(rules) > 1:
@@ -260,19 +261,4 @@ class RollIn(Walkers):
         if walk.unusable or not walk.labels:
             self.skipped[episode.episode_id] = walk.unusable or "the expert finds no way to the goal"
             return
-        self.writer.write(
-            Episode(
-                episode_id=str(episode.episode_id),
-                scene=Path(episode.scene_id).stem,
-                instruction=episode.instruction.instruction_text,
-                actions=tuple(walk.actions),
-                info={
-                    "trajectory_id": episode.trajectory_id,
-                    "distance_to_goal": round(float(info["distance_to_goal"]), 3),
-                    "success": float(info["success"]),
-                    "expert_steps": walk.expert_steps,
-                },
-                labels=walk.labels,
-            ),
-            walk.jpegs,
-        )
+        self._write(walk, info, success=float(info["success"]), expert_steps=walk.expert_steps)

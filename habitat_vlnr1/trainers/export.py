@@ -9,70 +9,29 @@ scenes of its own `vlnr1.export.shard` and writes `episodes-<shard>.jsonl` and `
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
-from tqdm import tqdm
 
-from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.card import name_of, write_card, write_sheet
-from habitat_vlnr1.memory import make_memory
+from habitat_vlnr1.config import action_space, edited, export_folder, records_of
+from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
+from habitat_vlnr1.observations import DESCRIPTION, EXPERT
 from habitat_vlnr1.records import (
-    Episode,
     EpisodeWriter,
     RecordError,
     VLNEgo,
     read_episode_lines,
     summarize,
-    write_atomically,
 )
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.datasets import EmptyShard
-from habitat_vlnr1.sim.text import decode_text
-from habitat_vlnr1.trainers.base import VLNR1Trainer, edited, exit_if_left_out
-
-EXPERT = "vlnr1_expert"
-DESCRIPTION = "vlnr1_description"
-
-
-@dataclass
-class Walk:
-    """What one environment has seen of its current episode."""
-
-    episode: Any
-    unusable: str | None
-    looks: int
-    jpegs: list[bytes] = field(default_factory=list)
-    actions: list[int] = field(default_factory=list)
-    descriptions: list[str] = field(default_factory=list)
-    depths: list[bytes] = field(default_factory=list)
-    # Where somebody else walks (DAgger): the expert's plans by step, and how many steps were its own.
-    labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    expert_steps: int = 0
-
-
-def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
-    """uint8 [H, W, 3 or 4] to JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb[..., :3]).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def encode_depth(depth: np.ndarray) -> bytes:
-    """Normalised depth, float [H, W, 1] in 0 … 1, to 16-bit PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(depth[..., 0] * 65535).astype(np.uint16)).save(buffer, "PNG")
-    return buffer.getvalue()
+from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out
+from habitat_vlnr1.trainers.walks import Walkers
 
 
 @baseline_registry.register_trainer(name="vlnr1_export")
@@ -88,11 +47,6 @@ def is_exported(config: DictConfig, split: str) -> bool:
     """Whether the export of a split ran to its end, in every shard."""
     parts = summary_files(export_folder(config, split))
     return bool(parts) and all(part.is_file() for part in parts)
-
-
-def export_folder(config: DictConfig, split: str) -> Path:
-    """Where the configured task's split is exported to."""
-    return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
 
 
 def summary_files(root: Path) -> list[Path]:
@@ -171,9 +125,7 @@ def leave_card(config: DictConfig, root: Path) -> None:
     except RecordError as error:  # every episode was skipped
         print(error)
         return
-    records = ego.records(make_memory(**config.vlnr1.memory), config.vlnr1.prompt.num_actions)
-    protocol = ego.meta["protocol"]
-    write_sheet(records, ActionSpace(protocol["forward_step"], protocol["turn_angle"]), root)
+    write_sheet(records_of(config, [ego]), ego.space or action_space(config), root)
     write_card(ego, name_of(root), root)
 
 
@@ -188,7 +140,7 @@ def walk_split(
             "habitat.dataset.split": split,
             "habitat.dataset.shard": export.shard,
             "habitat.dataset.num_shards": export.num_shards,
-            "habitat.task.lab_sensors.vlnr1_expert.mode": config.vlnr1.task.expert,
+            f"habitat.task.lab_sensors.{EXPERT}.mode": config.vlnr1.task.expert,
             "habitat.environment.iterator_options.shuffle": False,
             "habitat_baselines.num_environments": export.num_environments,
         },
@@ -258,112 +210,3 @@ def print_summary(name: str, summary: dict[str, Any]) -> None:
         print(f"{name}: {summary['looks_skipped']} LOOK_UP and LOOK_DOWN of the ground truth were skipped")
     for line in left_out_text(LeftOut(**entry) for entry in summary["left_out"]):
         print(f"{name}: left out: {line}")
-
-
-class Walkers:
-    """Experts walking in all environments at once.
-
-    Args:
-        envs: a VectorEnv whose observations hold rgb, instruction, the expert's action and, if wanted, descriptions.
-        writer: where whole episodes go.
-        config: the whole one.
-
-    Attributes:
-        skipped: episodes that the expert failed, `{episode_id: reason}`.
-        unusable: episodes that nobody can walk.
-    """
-
-    def __init__(self, envs: Any, writer: EpisodeWriter, config: DictConfig):
-        self.envs = envs
-        self.writer = writer
-        self.jpeg_quality = config.vlnr1.export.jpeg_quality
-        self.has_looks = config.vlnr1.task.expert == "ground_truth"
-        self.scenes_dir = os.path.join(config.habitat.dataset.scenes_dir, "")
-        self.left: list[int] = []
-        self.skipped: dict[str, str] = {}
-        self.unusable: list[LeftOut] = []
-
-    def walk_all(self) -> None:
-        """Walk every episode that is not written yet."""
-        self._leave_out_the_written()
-        if not self.left:
-            return
-        observations = self.envs.reset()
-        walks = [self._begin(i) for i in range(self.envs.num_envs)]
-        with tqdm(total=sum(self.left), unit="episode", desc="export") as bar:
-            while self.envs.num_envs:
-                actions = self._decide(walks, observations)
-                for walk, observation, action in zip(walks, observations, actions, strict=True):
-                    self._look(walk, observation, action)
-                outputs = self.envs.step([walk.actions[-1] for walk in walks])
-                observations, _, dones, infos = (list(column) for column in zip(*outputs, strict=True))
-                if not any(dones):
-                    continue
-                for i in [i for i, done in enumerate(dones) if done]:
-                    self._finish(walks[i], infos[i])
-                    walks[i] = self._begin(i)
-                    self.left[i] -= 1
-                    bar.update()
-                self._pause_finished(walks, observations)
-
-    def _leave_out_the_written(self) -> None:
-        for i in reversed(range(self.envs.num_envs)):
-            keys = [key for key in self.envs.call_at(i, "episode_keys") if key[1] not in self.writer.done]
-            if keys:
-                self.envs.call_at(i, "keep_episodes", {"keys": keys})
-                self.left.insert(0, len(keys))
-            else:
-                self.envs.pause_at(i)
-
-    def _decide(self, walks: Sequence[Walk], observations: Sequence[dict[str, Any]]) -> list[int]:
-        """What each environment does now."""
-        return [int(np.asarray(observation[EXPERT]).item()) for observation in observations]
-
-    def _look(self, walk: Walk, observation: dict[str, Any], action: int) -> None:
-        walk.jpegs.append(encode_jpeg(observation["rgb"], self.jpeg_quality))
-        walk.actions.append(action)
-        if "depth" in observation:
-            walk.depths.append(encode_depth(observation["depth"]))
-        if DESCRIPTION in observation:
-            walk.descriptions.append(decode_text(observation[DESCRIPTION]))
-
-    def _finish(self, walk: Walk, info: dict[str, Any]) -> None:
-        episode = walk.episode
-        distance = float(info["distance_to_goal"])
-        if walk.unusable:
-            scene = episode.scene_id.removeprefix(self.scenes_dir)
-            self.unusable.append(LeftOut(episode.episode_id, scene, walk.unusable))
-        elif walk.actions[-1] != 0:
-            self.skipped[episode.episode_id] = f"no stop within the step limit: {len(walk.actions)} steps"
-        elif not info["success"]:
-            self.skipped[episode.episode_id] = f"expert missed the goal: stopped {distance:.2f} m from it"
-        else:
-            words = {key: getattr(episode.instruction, key, None) for key in ("instruction_id", "language", "role")}
-            self.writer.write(
-                Episode(
-                    episode_id=str(episode.episode_id),
-                    scene=Path(episode.scene_id).stem,
-                    instruction=episode.instruction.instruction_text,
-                    actions=tuple(walk.actions),
-                    info={
-                        "trajectory_id": episode.trajectory_id,
-                        "distance_to_goal": round(distance, 3),
-                        **{key: value for key, value in words.items() if value is not None},
-                        **({"looks_skipped": walk.looks} if walk.looks else {}),
-                    },
-                    descriptions=tuple(walk.descriptions),
-                ),
-                walk.jpegs,
-                walk.depths,
-            )
-
-    def _begin(self, index: int) -> Walk:
-        episode = self.envs.call_at(index, "current_episode", {"all_info": True})
-        looks = self.envs.call_at(index, "looks_skipped") if self.has_looks else 0
-        return Walk(episode, self.envs.call_at(index, "why_unusable"), looks)
-
-    def _pause_finished(self, *columns: list[Any]) -> None:
-        for i in reversed([i for i, left in enumerate(self.left) if not left]):
-            self.envs.pause_at(i)
-            for column in (*columns, self.left):
-                del column[i]

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState, TrainingArguments
+from omegaconf import DictConfig
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
 
-from habitat_vlnr1.actions import Action
+from habitat_vlnr1.config import action_space, asked_with, records_of
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
-from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.policy import action_space, asked_with
-from habitat_vlnr1.records import Episode, Records, VLNEgo
-
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
+from habitat_vlnr1.records import Records, VLNEgo
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -30,28 +25,7 @@ def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Reco
     with PartialState().local_main_process_first():
         for ego in egos:
             ego.check_frames()
-    memory = make_memory(**config.vlnr1.memory)
-    return Records(egos, memory, config.vlnr1.prompt.num_actions, config.vlnr1.data.label_offset)
-
-
-def keep_some(num_actions: int, keep_straight: float, seed: int) -> Callable[[Episode, int], bool]:
-    """Which steps of an episode are trained on (for `Records.rows`).
-
-    An expert mostly walks straight on, and turns and stops decide; VLN-CE weights the loss to the same end
-    (inflection weighting). In GRPO it matters as much: rewarded for what is recorded, a model that is in doubt learns
-    to go on, and misses its stop.
-
-    Args:
-        keep_straight: share of the records with a whole answer of FORWARD that is kept, drawn at random.
-        seed: of that draw.
-    """
-    chance = np.random.default_rng(seed)
-
-    def keep(episode: Episode, step: int) -> bool:
-        future = (episode.labels[step] if episode.labels else episode.actions[step:])[:num_actions]
-        return set(future) != {Action.FORWARD} or chance.random() < keep_straight
-
-    return keep
+    return records_of(config, egos)
 
 
 def check_start(config: DictConfig, stage: str = "rft") -> str:
@@ -70,12 +44,6 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     for difference in checkpoint.differences(card, **asked_with(config)):
         raise ValueError(f"{start}: {difference}: take the same for both stages")
     return start
-
-
-def model_card(config: DictConfig, stage: str) -> checkpoint.ModelCard:
-    """What stands beside every checkpoint of this run."""
-    info = {"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)}
-    return checkpoint.ModelCard(space=action_space(config), **asked_with(config), info=info)
 
 
 def join_processes(config: DictConfig) -> PartialState:
@@ -107,38 +75,6 @@ def is_finished(folder: str, max_steps: int) -> bool:
     return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
 
 
-def arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequence[str], **fixed: Any) -> Arguments:
-    """TRL's arguments from `vlnr1.<stage>`, with what this project fixes.
-
-    Args:
-        kind: `trl.SFTConfig` or `trl.GRPOConfig`.
-        ours: keys of `vlnr1.<stage>` that are not TRL's.
-        fixed: more of TRL's arguments.
-
-    Raises:
-        ValueError: an argument that TRL does not have, or a combination that it refuses.
-    """
-    options = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
-    for key in ours:
-        options.pop(key, None)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
-    try:
-        return kind(
-            output_dir=config.habitat_baselines.checkpoint_folder,
-            seed=config.habitat.seed,
-            use_cpu=not torch.cuda.is_available(),
-            report_to=["tensorboard"],
-            remove_unused_columns=False,
-            save_strategy="steps",
-            **fixed,
-            **options,
-        )
-    except TypeError as error:
-        raise ValueError(f"vlnr1.{stage}: {error}; its keys are those of trl.{kind.__name__}") from None
-    except ValueError as error:
-        raise ValueError(f"vlnr1.{stage}: {error}") from None
-
-
 def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model that training goes on with: the run's last checkpoint, or the one that it starts from.
 
@@ -153,15 +89,6 @@ def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple
     if config.vlnr1.model.freeze_vision:
         model.model.visual.requires_grad_(False)
     return model.train(), processor
-
-
-def lora(options: DictConfig | None) -> Any:
-    """A PEFT LoRA config from `vlnr1.model.lora`, or None for full fine-tuning."""
-    if options is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
 
 
 class CardCallback(TrainerCallback):

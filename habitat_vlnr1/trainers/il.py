@@ -30,13 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.obs_transform import CLOCK
-from habitat_vlnr1.pth import newest_pth, read_pth, write_pth
+from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
+from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
-from habitat_vlnr1.sim.text import encode_text
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
-from habitat_vlnr1.vlnce.encoders import INSTRUCTION
 
 SPLIT = "train"
 IGNORED = -100

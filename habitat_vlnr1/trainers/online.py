@@ -24,9 +24,9 @@ from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.utils.common import batch_obs
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.baselines import EXPERT
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
-from habitat_vlnr1.policy import prompt_of
+from habitat_vlnr1.observations import EXPERT
+from habitat_vlnr1.policies.vlnr1 import prompt_of
 from habitat_vlnr1.trainers.grpo import GroupTrainer
 
 Key = tuple[str, str]  # scene_id, episode_id

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
-from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.config import edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.sim.env_factory import open_dataset
-from habitat_vlnr1.trainers.base import VLNR1Trainer, edited
+from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
@@ -29,18 +28,18 @@ class RFTTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         if self.config.vlnr1.dry_run:
-            from habitat_vlnr1.trainers.planning import print_plan
+            from habitat_vlnr1.doctor.planning import print_plan
 
             print_plan(self.config, "rft")
             return
         from habitat_vlnr1.trainers.fitting import check_start, join_processes, leave_processes
-        from habitat_vlnr1.trainers.rft_fit import fit, rewards, rft_arguments
+        from habitat_vlnr1.trainers.rft_fit import fit
 
         # What the config gets wrong is said before any work.
         config = self.config
-        get_template(config.vlnr1.prompt.template)
-        make_memory(**config.vlnr1.memory)
-        rewards(config)
+        template_of(config)
+        memory_of(config)
+        reward_functions(config)
         rft_arguments(config)
         start = check_start(config, "rft")
         state = join_processes(config)

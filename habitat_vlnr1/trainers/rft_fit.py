@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import trl
 from datasets import Dataset, Image, List
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.policy import action_space, prompt_encoder
-from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import RecordError, Records
-from habitat_vlnr1.rewards import make_reward
-from habitat_vlnr1.trainers.fitting import (
-    CardCallback,
-    arguments,
-    is_finished,
-    keep_some,
-    load_for_training,
+from habitat_vlnr1.config import (
+    action_space,
     lora,
     model_card,
+    prompt_encoder,
+    reward_functions,
+    rft_arguments,
+    template_of,
+)
+from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.records import RecordError, Records, keep_some
+from habitat_vlnr1.trainers.fitting import (
+    CardCallback,
+    is_finished,
+    load_for_training,
 )
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
 from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
-
-OURS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate")
-ROLLOUTS = ("grammar", "trl")
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,6 @@ class Online:
 
     def __str__(self) -> str:
         return f"{len(self.rows)} episodes"
-
-
-def rft_arguments(config: DictConfig) -> trl.GRPOConfig:
-    """TRL's arguments from `vlnr1.rft`."""
-    drawn = config.vlnr1.data.rft_records
-    if not OmegaConf.is_dict(drawn):
-        raise ValueError(f"vlnr1.data.rft_records is {drawn}: name the sources, such as {{embedded: 4000}}")
-    weights = [float(reward.weight) for reward in config.vlnr1.rft.rewards]
-    return arguments(config, trl.GRPOConfig, "rft", OURS, reward_weights=weights)
-
-
-def rewards(config: DictConfig) -> list[Callable[..., list[float]]]:
-    """The functions of `vlnr1.rft.rewards`, a list of {name, weight, and the function's own parameters}."""
-    if config.vlnr1.rft.rollout not in ROLLOUTS:
-        raise ValueError(
-            f"unknown vlnr1.rft.rollout {config.vlnr1.rft.rollout!r}; choose one of {', '.join(ROLLOUTS)}"
-        )
-    if not config.vlnr1.rft.rewards:
-        raise ValueError("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
-    rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
-    return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
 
 
 def draw_records(
@@ -129,7 +106,7 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
 
 def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Dataset:
     """Rows for plain TRL: chat messages with their images."""
-    template, space = get_template(config.vlnr1.prompt.template), action_space(config)
+    template, space = template_of(config), action_space(config)
     chosen = [records[number] for number in numbers]
     rows = {
         "prompt": [
@@ -156,10 +133,10 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
     processor.tokenizer.padding_side = "left"
     shared: dict[str, Any] = {
         "model": model,
-        "reward_funcs": rewards(config),
+        "reward_funcs": reward_functions(config),
         "args": rft_arguments(config),
         "processing_class": processor,
-        "peft_config": lora(config.vlnr1.model.lora),
+        "peft_config": lora(config),
         "callbacks": [CardCallback(model_card(config, "rft"))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}

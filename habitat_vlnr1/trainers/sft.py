@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from habitat_baselines.common.baseline_registry import baseline_registry
 
-from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.config import memory_of, sft_arguments, template_of
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
@@ -23,17 +22,17 @@ class SFTTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         if self.config.vlnr1.dry_run:
-            from habitat_vlnr1.trainers.planning import print_plan
+            from habitat_vlnr1.doctor.planning import print_plan
 
             print_plan(self.config, "sft")
             return
         # TRL takes seconds to import, and every Habitat run registers this module.
         from habitat_vlnr1.trainers.fitting import join_processes, leave_processes, open_records
-        from habitat_vlnr1.trainers.sft_fit import fit, sft_arguments, starting_model
+        from habitat_vlnr1.trainers.sft_fit import fit, starting_model
 
         # What the config gets wrong is said before any work.
-        get_template(self.config.vlnr1.prompt.template)
-        make_memory(**self.config.vlnr1.memory)
+        template_of(self.config)
+        memory_of(self.config)
         sft_arguments(self.config)
         state = join_processes(self.config)
         sources = list(self.config.vlnr1.data.sources)

@@ -9,20 +9,16 @@ import trl
 from datasets import Dataset
 from omegaconf import DictConfig
 
+from habitat_vlnr1.config import action_space, lora, model_card, prompt_encoder, sft_arguments
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
-from habitat_vlnr1.policy import action_space, prompt_encoder
-from habitat_vlnr1.records import Records
+from habitat_vlnr1.records import Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
-    arguments,
     is_finished,
-    keep_some,
     load_for_training,
-    lora,
-    model_card,
     use_cores,
 )
 
@@ -71,23 +67,11 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
             records, config.vlnr1.sft.steps_per_row, config.vlnr1.sft.keep_straight, config.habitat.seed
         ),
         processing_class=processor,
-        peft_config=lora(config.vlnr1.model.lora),
+        peft_config=lora(config),
         callbacks=[CardCallback(model_card(config, stage))],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
-
-
-def sft_arguments(config: DictConfig) -> trl.SFTConfig:
-    """TRL's arguments from `vlnr1.sft`."""
-    return arguments(
-        config,
-        trl.SFTConfig,
-        "sft",
-        ours=("evaluate", "keep_straight", "steps_per_row"),
-        max_length=None,  # cutting a record would cut its answer, silently
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
 
 
 def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float = 1.0, seed: int = 0) -> Dataset:

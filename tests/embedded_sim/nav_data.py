@@ -6,7 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
-from small_scene import write_scene
+from tests.embedded_sim.small_scene import write_scene
 
 GOAL = [4.3, 0.0, 2.0]
 START = [0.6, 0.0, 3.4]

@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 import habitat
-import nav_data
 import numpy as np
 import pytest
 from habitat.config import read_write
 from habitat.config.default_structured_configs import CollisionsMeasurementConfig, TopDownMapMeasurementConfig
 from habitat.gym import make_gym_from_config
 from habitat.tasks.nav.shortest_path_follower import ShortestPathFollower
+
+from tests.embedded_sim import nav_data
 
 
 def follow(env: habitat.Env) -> int:

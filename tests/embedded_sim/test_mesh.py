@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_scene
 from habitat_embedded_sim.gltf import GltfFile, SceneError
 from habitat_embedded_sim.mesh import Mesh
 from habitat_embedded_sim.semantics import read_annotations
+
+from tests.embedded_sim import small_scene
 
 QUAD = small_scene.panel((0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0))
 

@@ -7,13 +7,14 @@ import importlib.util
 import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from habitat_embedded_sim.finder import STAND_IN_DIR
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "simulator_agreement.py"
+from tests.paths import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "simulator_agreement.py"
 EMBEDDED = importlib.util.find_spec("habitat_sim").origin.startswith(STAND_IN_DIR)
 
 pytestmark = [

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quaternion as qt
-import small_scene
 from habitat_embedded_sim.bvh import Bvh
 from habitat_embedded_sim.mesh import Mesh
 from habitat_embedded_sim.render import Camera, Renderer, local_rays
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.embedded_sim import small_scene
 
 ENGINES = ["numba"] + ["embree"] * (importlib.util.find_spec("embreex") is not None)
 EYE = np.array([4.0, 1.25, 2.0])

@@ -8,9 +8,10 @@ import magnum as mn
 import numpy as np
 import pytest
 import quaternion as qt
-import small_scene
 from habitat_embedded_sim.scene import CACHE_SCENES, open_scene
 from habitat_sim.errors import GreedyFollowerError
+
+from tests.embedded_sim import small_scene
 
 STOP, FORWARD, LEFT, RIGHT, LOOK_UP = range(5)
 FACING_X = [0.0, -np.sqrt(0.5), 0.0, np.sqrt(0.5)]  # −90° around y: forward is +x

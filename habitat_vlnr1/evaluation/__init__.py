@@ -1,0 +1,1 @@
+"""Evaluation of any registered policies on the same episodes, and pictures of what they did."""

@@ -1,0 +1,150 @@
+"""The rows of an evaluation's table: any registered policy, with its weights and the observations that it knows.
+
+`vlnr1.eval.policies` maps a row's name to the name of a registered policy, or to
+
+- `{name, checkpoint}`: a Hugging Face folder for `VLNR1Policy`; for a policy of Habitat-Baselines' kind a `.pth`, or a
+  folder of `ckpt.<number>.pth`, of which the newest is taken;
+- `{…, deterministic: false}`: draw actions from the policy's distribution instead of taking the likeliest.
+
+A policy from a `.pth` is built from the config in that file, and sees the observations, transformed as they were, that
+it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gym import spaces
+from habitat_baselines.common.baseline_registry import baseline_registry
+from habitat_baselines.common.obs_transformers import apply_obs_transforms_obs_space, get_active_obs_transforms
+from omegaconf import DictConfig, OmegaConf
+
+from habitat_vlnr1.config import make_policy
+from habitat_vlnr1.observations import EXPERT
+from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
+from habitat_vlnr1.results import folder_fingerprint
+
+
+@dataclass
+class Row:
+    """A policy that is evaluated.
+
+    Args:
+        policy: Habitat-Baselines' Policy.
+        obs_transforms: what its observations go through.
+        deterministic: take the likeliest action.
+        observations: keys it may read; None: not known, so all.
+        identity: what its results depend on besides protocol and split.
+    """
+
+    policy: Any
+    obs_transforms: Sequence[Any]
+    deterministic: bool = True
+    observations: frozenset[str] | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def reads(self, key: str) -> bool:
+        return self.observations is None or key in self.observations
+
+
+class RowMaker:
+    """Makes the rows of `vlnr1.eval.policies`: the agent's own policy, and beside it those that are not the agent's.
+
+    Args:
+        agent: Habitat's agent access manager, with the policy that the config names.
+        config: the run's.
+        env_spec: spaces as the agent's policy sees them, after `transforms`.
+        raw_space: the observation space before them.
+        transforms: the agent's observation transforms.
+    """
+
+    def __init__(
+        self, agent: Any, config: DictConfig, env_spec: Any, raw_space: spaces.Dict, transforms: Sequence[Any]
+    ):
+        self.agent, self.config, self.env_spec = agent, config, env_spec
+        self.raw_space, self.transforms = raw_space, transforms
+
+    def rows(self, device: torch.device) -> dict[str, Row]:
+        """All of them, on `device`.
+
+        Raises:
+            ValueError: none is named, one is not registered or has no weights, or a checkpoint is not its.
+        """
+        rows = {name: self._row(f"vlnr1.eval.policies.{name}", row)
+                for name, row in self.config.vlnr1.eval.policies.items()}  # fmt: skip
+        if not rows:
+            raise ValueError("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
+        for row in rows.values():
+            row.policy.to(device).eval()
+        return rows
+
+    def _row(self, key: str, row: Any) -> Row:
+        options = {"name": row} if isinstance(row, str) else OmegaConf.to_container(row, resolve=True)
+        name, weights = options["name"], options.get("checkpoint")
+        deterministic = options.get("deterministic", True)
+        own = weights is None and name == self.config.habitat_baselines.rl.policy[self.agent.agent_name].name
+        policy_class = baseline_registry.get_policy(name)
+        if policy_class is None and not own:
+            raise ValueError(f"{key}: no policy {name!r} is registered")
+        file = _pth(weights)
+        if file is not None:
+            return self._from_pth(key, policy_class, file, deterministic)
+        if own:
+            policy = self.agent.actor_critic
+        else:
+            named = {option: value for option, value in options.items() if option != "deterministic"}
+            policy = make_policy(key, named, self.config, self.env_spec.observation_space, self.env_spec.action_space)
+        identity = getattr(policy, "identity", {})
+        if policy.should_load_agent_state:  # a network of Habitat-Baselines' kind
+            baselines = self.config.habitat_baselines
+            if not own or not baselines.eval.should_load_ckpt:
+                raise ValueError(
+                    f"{key}: {name} needs weights: {{name: {name}, checkpoint: <file.pth, or folder of ckpt.*.pth>}}"
+                    + (f"; there is no ckpt.*.pth in {weights}" if weights else "")
+                )
+            identity = self._identity(Path(baselines.eval_ckpt_path_dir), deterministic)
+        needs = getattr(policy, "needs", None)
+        return Row(policy, self.transforms, deterministic, needs and frozenset(needs), identity)
+
+    def _from_pth(self, key: str, policy_class: Any, file: Path, deterministic: bool) -> Row:
+        checkpoint = read_pth(file)
+        config = OmegaConf.create(checkpoint["config"]) if checkpoint.get("config") else self.config
+        # Our configs observe the expert for the oracle's sake; no policy that learns may read it.
+        keys = [name for name in config.habitat.gym.obs_keys or self.raw_space.spaces if name != EXPERT]
+        missing = [name for name in keys if name not in self.raw_space.spaces]
+        if missing:
+            raise ValueError(
+                f"{key}: {file} was trained with the observation {', '.join(missing)}, which is not among "
+                "habitat.gym.obs_keys (depth: vlnr1/sensors=[expert,depth])"
+            )
+        transforms = get_active_obs_transforms(config)
+        space = spaces.Dict({name: self.raw_space[name] for name in keys})
+        policy = policy_class.from_config(
+            config,
+            apply_obs_transforms_obs_space(space, transforms),
+            self.env_spec.action_space,
+            agent_name=next(iter(config.habitat_baselines.rl.policy)),
+        )
+        try:
+            policy.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{key}: {file} holds no weights of {policy_class.__name__} for these observations "
+                f"({str(error).splitlines()[-1].strip()})"
+            ) from None
+        return Row(policy, transforms, deterministic, frozenset(keys), self._identity(file, deterministic))
+
+    def _identity(self, file: Path, deterministic: bool) -> dict[str, Any]:
+        seed = None if deterministic else self.config.habitat.seed
+        return {"checkpoint": str(file), "weights": folder_fingerprint(file), "drawn_with_seed": seed}
+
+
+def _pth(weights: str | None) -> Path | None:
+    """The `.pth` that a row's checkpoint names, or None when it is of another kind."""
+    if weights is None:
+        return None
+    return Path(weights) if weights.endswith(".pth") else newest_pth(weights)

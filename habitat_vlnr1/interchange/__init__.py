@@ -1,0 +1,1 @@
+"""VLN-Ego in and out of other forms: ShareGPT JSON, Parquet, dataset cards, leaderboard files."""

@@ -1,0 +1,49 @@
+"""A prompt as the model takes it, and what several of them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from habitat_vlnr1.lvlm.frames import Patches
+
+
+@dataclass(frozen=True)
+class Query:
+    """One prompt, ready to be batched.
+
+    Args:
+        ids: token ids [L], the image placeholders repeated as often as the frame has visual tokens.
+        positions: M-RoPE positions [3, L].
+        frames: the cut frames in the order of the prompt (history, then the current one).
+        keys: identities of those frames; None for frames without one.
+        spans: where each frame's tokens start and end in `ids`.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    frames: tuple[Patches, ...]
+    keys: tuple[Hashable, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+def common_beginning(queries: Sequence[Query]) -> tuple[int, int]:
+    """How many tokens, and how many images among them, all prompts begin with.
+
+    Images count whole, and only when they are the same cut frame. The last token of a prompt is never common: it
+    predicts the answer.
+    """
+    first = queries[0]
+    tokens = min(len(query.ids) for query in queries) - 1
+    images = min(len(query.frames) for query in queries)
+    for query in queries[1:]:
+        differs = (query.ids[:tokens] != first.ids[:tokens]).nonzero()[0]
+        tokens = int(differs[0]) if len(differs) else tokens
+        same = [a is b for a, b in zip(first.frames, query.frames, strict=False)]
+        images = min(images, (*same, False).index(False))
+    for number, (start, end) in enumerate(first.spans):
+        if end > tokens or number >= images:
+            return min(tokens, start), number
+    return tokens, len(first.spans)

@@ -1,0 +1,40 @@
+"""What travels in an observation: the keys, and words as arrays.
+
+Habitat's observation batches carry tensors only, so words travel as UTF-8 bytes of a fixed length.
+"""
+
+import numpy as np
+
+INSTRUCTION = "vlnr1_instruction"
+"""uint8 [max_bytes]: the episode's words, `encode_text`."""
+CLOCK = "vlnr1_clock"
+"""int64 [2]: a rollout's unique id and its step; what belongs to a rollout is keyed by it."""
+EXPERT = "vlnr1_expert"
+"""int64 [1]: what the expert would do now."""
+PLAN = "vlnr1_plan"
+"""int64 [n]: the expert's next actions, -1 behind them."""
+DESCRIPTION = "vlnr1_description"
+"""uint8 [max_bytes]: what the frame shows, in words."""
+MEMORY = "vlnr1_memory"
+"""uint8 [H, budget · W, 3]: the frames of the past that a memory strategy has chosen, side by side."""
+MEMORY_STEPS = "vlnr1_memory_steps"
+"""int64 [budget]: the steps of those frames, -1 behind them."""
+
+
+def encode_text(text: str, max_bytes: int) -> np.ndarray:
+    """UTF-8 bytes of `text`, zero padded.
+
+    Returns: uint8 [max_bytes].
+    Raises ValueError when the text does not fit: a cut instruction would be a different instruction.
+    """
+    data = text.encode("utf-8")
+    if len(data) > max_bytes:
+        raise ValueError(f"text of {len(data)} bytes does not fit into {max_bytes}: {text[:60]!r}…")
+    array = np.zeros(max_bytes, dtype=np.uint8)
+    array[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    return array
+
+
+def decode_text(array: np.ndarray) -> str:
+    """The text of a zero-padded uint8 array [max_bytes]; the inverse of `encode_text`."""
+    return bytes(np.asarray(array, dtype=np.uint8)).rstrip(b"\0").decode("utf-8")

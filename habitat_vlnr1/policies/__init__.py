@@ -1,0 +1,1 @@
+"""Policies in Habitat-Baselines' registry: the model, scripted ones, mixtures, and recurrent baselines."""

@@ -1,0 +1,341 @@
+"""The evaluator on toy environments: every episode exactly once, whatever pauses, resumes or fails."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from gym import spaces
+from omegaconf import OmegaConf
+
+from habitat_vlnr1.evaluation.evaluator import VLNR1Evaluator, choose_episodes
+from habitat_vlnr1.policies.scripted import ForwardOnlyPolicy, OraclePolicy, RandomPolicy
+from habitat_vlnr1.results import LeftOut, ResultsError, read_episodes
+
+SPACE = spaces.Dict(
+    {
+        "rgb": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+        "vlnr1_instruction": spaces.Box(0, 255, (16,), np.uint8),
+        "vlnr1_clock": spaces.Box(0, 2**62, (2,), np.int64),
+        "vlnr1_expert": spaces.Box(0, 3, (1,), np.int64),
+    }
+)
+FOUR = spaces.Discrete(4)
+
+
+class Corridor:
+    """A worker: a corridor along x in which the goal is `goal` steps ahead; the interface of VLNR1GymEnv."""
+
+    def __init__(self, goals):
+        self.all = [
+            SimpleNamespace(
+                episode_id=str(number),
+                scene_id=scene,
+                trajectory_id=number,
+                instruction=SimpleNamespace(instruction_text=f"go {number}"),
+                start_position=[0, 0, 0],
+                reference_path=[[0, 0, 0], [goal * 0.25, 0, 0]],
+                goals=[SimpleNamespace(position=[goal * 0.25, 0, 0])],
+                goal=goal,
+            )
+            for (scene, number), goal in goals.items()
+        ]
+        self.kept, self.at, self.rollout, self.expert = self.all, -1, 0, True
+
+    def episode_keys(self):
+        return [(e.scene_id, e.episode_id) for e in self.all]
+
+    def keep_episodes(self, keys):
+        self.kept, self.at = [e for e in self.all if (e.scene_id, e.episode_id) in keys], -1
+
+    def silence(self, uuid, silent):
+        assert uuid == "vlnr1_expert"
+        self.expert = not silent
+
+    def current_episode(self, all_info):
+        return self.kept[self.at]
+
+    def pose(self):
+        return [self.x * 0.25, 0.0, 0.0, 0.0]
+
+    def why_unusable(self):
+        return "no way from start to goal" if self.kept[self.at].goal > 50 else None
+
+    def topdown_map(self):
+        return {"free": np.ones((20, 40), bool), "origin": [-1.0, -0.5], "meters_per_pixel": 0.05}
+
+    def reset(self):
+        self.at, self.x, self.steps, self.rollout = (self.at + 1) % len(self.kept), 0, 0, self.rollout + 1
+        return self.observe()
+
+    def observe(self):
+        told = np.zeros(16, np.uint8)
+        text = self.kept[self.at].instruction.instruction_text.encode()
+        told[: len(text)] = list(text)
+        return {
+            "rgb": np.full((8, 8, 3), self.x, np.uint8),
+            "vlnr1_instruction": told,
+            "vlnr1_clock": np.array([self.rollout, self.steps]),
+            "vlnr1_expert": np.array([int(self.expert and self.x < self.kept[self.at].goal)]),
+        }
+
+    def step(self, action):
+        self.steps += 1
+        self.x += action == 1
+        goal = self.kept[self.at].goal
+        success = float(action == 0 and abs(goal - self.x) < 2)
+        distance = abs(goal - self.x) * 0.25 if goal < 50 else np.inf
+        info = {"success": success, "distance_to_goal": distance, "vlnr1_trace": self.pose(), "top_down_map": {}}
+        done = action == 0 or self.steps == 8
+        return (self.reset() if done else self.observe()), 0.0, done, info
+
+
+class Envs:
+    """Habitat's VectorEnv over corridors, in this process."""
+
+    def __init__(self, *workers):
+        self.awake, self.paused = list(workers), []
+        self.observation_spaces = [SPACE for _ in workers]
+
+    @property
+    def num_envs(self):
+        return len(self.awake)
+
+    def call_at(self, index, name, arguments=None):
+        return getattr(self.awake[index], name)(**(arguments or {}))
+
+    def reset(self):
+        return [worker.reset() for worker in self.awake]
+
+    def step(self, actions):
+        return [worker.step(action) for worker, action in zip(self.awake, actions, strict=True)]
+
+    def post_step(self, observations):
+        return observations
+
+    def pause_at(self, index):
+        self.paused.append((index, self.awake.pop(index)))
+
+    def resume_all(self):
+        for index, worker in reversed(self.paused):
+            self.awake.insert(index, worker)
+        self.paused = []
+
+
+def two_environments():
+    return Envs(Corridor({("a", 1): 3, ("a", 2): 4, ("a", 10): 2}), Corridor({("b", 1): 5}))
+
+
+def make_config(folder, policies, **changes):
+    config = {
+        "habitat": {"seed": 1, "dataset": {"scenes_dir": "scenes/"}},
+        "habitat_baselines": {
+            "test_episode_count": -1,
+            "video_fps": 4,
+            "eval": {"split": "val"},
+            "rl": {"policy": {"main_agent": {"name": "Model"}}},
+        },
+        "vlnr1": {
+            "protocol": {"name": "toy", "forward_step": 0.25, "turn_angle": 30, "success_distance": 0.5},
+            "eval": {"policies": policies, "forward_steps": 3, "videos": 0},
+            "memory": {"strategy": "uniform"},
+            "results_dir": str(folder),
+        },
+    }
+    return OmegaConf.merge(config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in changes.items()]))
+
+
+class Scalars(dict):
+    def add_scalar(self, name, value, step):
+        self[name] = value
+
+
+def evaluate(config, envs, policy=None, transforms=()):
+    agent = SimpleNamespace(actor_critic=policy, agent_name="main_agent", eval=lambda: None)
+    spec = SimpleNamespace(observation_space=SPACE, action_space=FOUR)
+    scalars = Scalars()
+    summaries = VLNR1Evaluator().evaluate_agent(
+        agent, envs, config, 0, 7, scalars, torch.device("cpu"), list(transforms), spec, set()
+    )
+    return {summary["policy"]: summary for summary in summaries}, scalars
+
+
+def lines(folder, policy):
+    return read_episodes(folder / policy / "val" / "episodes.jsonl")
+
+
+def test_several_policies_on_the_same_episodes_make_one_table(tmp_path, capsys):
+    policies = {"forward_only": "ForwardOnlyPolicy", "oracle": "OraclePolicy", "random": "RandomPolicy"}
+    summaries, scalars = evaluate(make_config(tmp_path, policies), two_environments())
+    for name in policies:
+        assert sorted((e["scene_id"], e["episode_id"]) for e in lines(tmp_path, name)) == [
+            ("a", "1"), ("a", "10"), ("a", "2"), ("b", "1")
+        ]  # fmt: skip
+    assert summaries["oracle"]["SR"] == 1.0
+    assert summaries["forward_only"]["SR"] == 0.75  # 3 steps: right for goals at 2, 3 and 4 steps
+    assert summaries["forward_only"]["NE"] == pytest.approx(0.25)
+    assert scalars["eval_oracle/SR"] == 1.0
+    printed = capsys.readouterr().out
+    assert printed.startswith("protocol toy: ") and "| oracle" in printed
+    saved = json.loads((tmp_path / "oracle" / "val" / "summary.json").read_text())
+    assert saved["SR"] == 1.0 and saved["protocol"]["turn_angle"] == 30
+
+
+def test_the_expert_works_only_for_policies_that_need_it(tmp_path):
+    envs = two_environments()
+    evaluate(make_config(tmp_path, {"oracle": "OraclePolicy"}), envs)
+    assert [worker.expert for worker in envs.awake] == [True, True]
+    evaluate(make_config(tmp_path, {"random": "RandomPolicy"}), envs)
+    assert [worker.expert for worker in envs.awake] == [False, False]
+
+
+def test_a_line_tells_the_whole_walk(tmp_path):
+    evaluate(make_config(tmp_path, {"oracle": "OraclePolicy"}), two_environments())
+    line = next(e for e in lines(tmp_path, "oracle") if e["episode_id"] == "10")
+    assert (line["actions"], line["stopped"], line["steps"]) == ([1, 1, 0], True, 3)
+    assert line["positions"] == [[0, 0, 0], [0.25, 0, 0], [0.5, 0, 0], [0.5, 0, 0]]
+    assert line["headings"] == [0, 0, 0, 0]
+    assert (line["instruction"], line["trajectory_id"], line["metrics"]["SR"]) == ("go 10", 10, 1)
+
+
+class Breaking(OraclePolicy):
+    """An oracle that fails after some steps."""
+
+    steps = 9
+
+    def actions(self, observations):
+        self.steps -= 1
+        if self.steps == 0:
+            raise KeyboardInterrupt
+        return super().actions(observations)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
+    config = make_config(tmp_path, {"model": "Model"})
+    envs = two_environments()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, envs, Breaking(SPACE, FOUR))
+    before = lines(tmp_path, "model")
+    assert 0 < len(before) < 4 and envs.num_envs == 2
+    summaries, _ = evaluate(config, envs, OraclePolicy(SPACE, FOUR))
+    assert lines(tmp_path, "model")[: len(before)] == before
+    assert summaries["model"]["episodes"] == 4
+    evaluate(config, envs, Breaking(SPACE, FOUR))  # nothing is left to do
+    assert len(lines(tmp_path, "model")) == 4
+
+
+def test_another_seed_or_checkpoint_does_not_mix_with_old_results(tmp_path):
+    evaluate(make_config(tmp_path, {"random": "RandomPolicy"}), two_environments())
+    with pytest.raises(ResultsError, match="seed: 1 there, 2 now"):
+        evaluate(make_config(tmp_path, {"random": "RandomPolicy"}, **{"habitat.seed": 2}), two_environments())
+
+
+def test_an_unreachable_goal_enters_no_average(tmp_path, capsys):
+    envs = Envs(Corridor({("a", 1): 3, ("a", 2): 99}))
+    envs.left_out = [LeftOut("3", "b", "no such scene: b")]
+    summaries, _ = evaluate(make_config(tmp_path, {"forward_only": "ForwardOnlyPolicy"}), envs)
+    assert (summaries["forward_only"]["episodes"], summaries["forward_only"]["SR"]) == (1, 1.0)
+    assert envs.left_out == [LeftOut("3", "b", "no such scene: b"), LeftOut("2", "a", "no way from start to goal")]
+    assert summaries["forward_only"]["left_out"] == [entry._asdict() for entry in envs.left_out]
+    assert "no such scene: b: 3; no way from start to goal: 2" in capsys.readouterr().out
+    row = lines(tmp_path, "forward_only")[1]  # walked all the same: a submission needs its path
+    assert (row["episode_id"], row["unusable"]) == ("2", "no way from start to goal") and len(row["positions"]) > 1
+
+
+class Recorder(ForwardOnlyPolicy):
+    """Notes what it was shown and told about pauses."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.paused, self.batches = [], []
+
+    def on_envs_pause(self, envs_to_pause):
+        self.paused.append(list(envs_to_pause))
+
+    def act(self, observations, rnn_hidden_states, prev_actions, masks, **kwargs):
+        data = super().act(observations, rnn_hidden_states, prev_actions, masks, **kwargs)
+        self.batches.append([len(x) for x in (*observations.values(), rnn_hidden_states, prev_actions, masks)])
+        data.policy_info = [{"vlnr1_invalid": True} for _ in range(len(masks))]
+        return data
+
+
+def test_a_pause_of_environment_0_reaches_the_policy_and_shrinks_the_batch(tmp_path):
+    envs = Envs(Corridor({("a", 1): 3}), Corridor({("b", n): 3 for n in range(3)}))
+    policy = Recorder(SPACE, FOUR, 3)
+    summaries, _ = evaluate(make_config(tmp_path, {"model": "Model"}), envs, policy)
+    assert policy.paused == [[0], [0]]
+    assert [set(sizes) for sizes in policy.batches] == [{2}] * 4 + [{1}] * 8
+    assert summaries["model"]["invalid_answers"] == 16
+    assert envs.num_envs == 2
+
+
+def test_chosen_episodes_do_not_depend_on_the_environments():
+    goals = {(scene, n): 1 for scene in "abc" for n in range(10)}
+    one = Envs(Corridor(goals))
+    three = Envs(*(Corridor({key: 1 for key in goals if key[0] == scene}) for scene in "abc"))
+    (alone,), split = choose_episodes(one, 6), choose_episodes(three, 6)
+    assert alone == [key for keys in split for key in keys] and len(set(alone)) == 6
+    shared = Envs(Corridor(goals), Corridor(goals))
+    halves = choose_episodes(shared, -1)
+    assert [len(half) for half in halves] == [15, 15] and not set(halves[0]) & set(halves[1])
+    with pytest.raises(ValueError, match="test_episode_count"):
+        choose_episodes(one, 0)
+
+
+def test_fewer_episodes_than_environments(tmp_path):
+    config = make_config(tmp_path, {"oracle": "OraclePolicy"}, **{"habitat_baselines.test_episode_count": 1})
+    summaries, _ = evaluate(config, two_environments())
+    assert summaries["oracle"]["episodes"] == 1
+
+
+def test_videos_of_some_episodes(tmp_path):
+    config = make_config(tmp_path, {"oracle": "OraclePolicy"}, **{"vlnr1.eval.videos": 2})
+    evaluate(config, two_environments())
+    videos = tmp_path / "oracle" / "val" / "videos"
+    assert len(list(videos.glob("*.png"))) == len(list(videos.glob("*.mp4"))) == 2
+
+
+def test_mixtures_are_rows_each_with_a_rule_of_its_own(tmp_path):
+    def mixture(share):
+        rule = {"name": "probability", "share": share}
+        return {
+            "name": "MixturePolicy",
+            "mixture": {"lead": "ForwardOnlyPolicy", "helper": "OraclePolicy", "rule": rule},
+        }
+
+    nested = mixture(0.0)
+    nested["mixture"]["lead"] = mixture(1.0)
+    policies = {"never": mixture(0.0), "always": mixture(1.0), "nested": nested}
+    summaries, _ = evaluate(make_config(tmp_path, policies), two_environments())
+    assert {name: summaries[name]["SR"] for name in policies} == {"never": 0.75, "always": 1.0, "nested": 1.0}
+    with pytest.raises(ResultsError):  # another rule is another policy: not mixed with old results
+        evaluate(make_config(tmp_path, {"never": mixture(0.5)}), two_environments())
+    with pytest.raises(ValueError, match=r"vlnr1.mixture.helper: no policy 'Nobody'"):
+        nested["mixture"]["helper"] = "Nobody"
+        evaluate(make_config(tmp_path, {"x": nested}), two_environments())
+
+
+def test_unknown_or_no_policies_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="no policy 'Nonsense'"):
+        evaluate(make_config(tmp_path, {"x": "Nonsense"}), two_environments())
+    with pytest.raises(ValueError, match="is empty"):
+        evaluate(make_config(tmp_path, {}), two_environments())
+
+
+def test_oracle_without_its_sensor_says_what_to_add():
+    blind = spaces.Dict({k: v for k, v in SPACE.spaces.items() if k != "vlnr1_expert"})
+    with pytest.raises(ValueError, match=r"OraclePolicy needs the observation vlnr1_expert; add its lab sensor"):
+        OraclePolicy(blind, FOUR)
+    with pytest.raises(ValueError, match="needs the 4 VLN actions"):
+        OraclePolicy(SPACE, spaces.Discrete(6))
+
+
+def test_random_policy_is_uniform_and_independent_of_the_batch():
+    told = torch.zeros(400, 16, dtype=torch.uint8)
+    clock = torch.stack([torch.arange(400), torch.arange(400)], dim=1)
+    actions = RandomPolicy(SPACE, FOUR, seed=3).actions({"vlnr1_instruction": told, "vlnr1_clock": clock})
+    again = RandomPolicy(SPACE, FOUR, seed=3).actions({"vlnr1_instruction": told[:5], "vlnr1_clock": clock[:5] + 0})
+    assert again == actions[:5]
+    assert np.bincount(actions).min() > 60
+    assert RandomPolicy(SPACE, FOUR, seed=4).actions({"vlnr1_instruction": told, "vlnr1_clock": clock}) != actions
