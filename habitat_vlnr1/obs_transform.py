@@ -29,7 +29,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from habitat_vlnr1.memory import Memory, make_memory
-from habitat_vlnr1.observations import CLOCK, MEMORY, MEMORY_STEPS
+from habitat_vlnr1.observations import CLOCK, MEMORY, MEMORY_STEPS, environment_of
 
 
 @dataclass
@@ -39,7 +39,6 @@ class LongShortMemoryConfig(ObsTransformConfig):
     type: str = "LongShortMemory"
     memory: dict[str, Any] = field(default_factory=lambda: {"strategy": "long_short"})
     rgb_key: str = "rgb"
-    max_rollouts: int = 64
 
 
 ConfigStore.instance().store(
@@ -60,20 +59,22 @@ class LongShortMemory(ObservationTransformer):
     Args:
         memory: the strategy.
         rgb_key: the frames' observation key.
-        max_rollouts: histories kept at once; the longest unseen one is dropped first. At least the number of
-            environments that share the transform.
+
+    Frames are kept in the host's memory, those of a rollout until its environment begins the next one: at most
+    environments × steps × H × W × 3 bytes.
     """
 
-    def __init__(self, memory: Memory, rgb_key: str = "rgb", max_rollouts: int = 64):
+    def __init__(self, memory: Memory, rgb_key: str = "rgb"):
         super().__init__()
         self.memory = memory
         self.rgb_key = rgb_key
-        self.max_rollouts = max_rollouts
         self._frames: OrderedDict[int, list[torch.Tensor]] = OrderedDict()
+        self._rollout_of: dict[int, int] = {}  # environment → the rollout it was last seen in
+        self._together = 0  # the most rollouts seen in one batch
 
     @classmethod
     def from_config(cls, config: DictConfig) -> LongShortMemory:
-        return cls(make_memory(**config.memory), config.rgb_key, config.max_rollouts)
+        return cls(make_memory(**config.memory), config.rgb_key)
 
     def transform_observation_space(self, observation_space: spaces.Dict, **kwargs: Any) -> spaces.Dict:
         for key in (self.rgb_key, CLOCK):
@@ -94,33 +95,50 @@ class LongShortMemory(ObservationTransformer):
     def forward(self, observations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         rgb = observations[self.rgb_key]
         clocks = observations[CLOCK].cpu().tolist()
-        count, height, width, channels = rgb.shape
-        strip = rgb.new_zeros((count, height, self.memory.budget * width, channels))
+        frames = rgb.cpu()
+        self._drop_ended([rollout for rollout, _ in clocks])
+        count, height, width, channels = frames.shape
+        strip = frames.new_zeros((count, height, self.memory.budget * width, channels))
         steps = torch.full((count, self.memory.budget), -1, dtype=torch.int64)
         for row, (rollout, step) in enumerate(clocks):
-            history = self._remember(rollout, step, rgb[row])
+            history = self._remember(rollout, step, frames[row])
             chosen = self.memory.select(step)
             for slot, past in enumerate(chosen):
                 strip[row, :, slot * width : (slot + 1) * width] = history[past]
                 steps[row, slot] = past
         observations = copy.copy(observations)
-        observations[MEMORY] = strip
+        observations[MEMORY] = strip.to(rgb.device)
         observations[MEMORY_STEPS] = steps.to(rgb.device)
         return observations
+
+    def _drop_ended(self, rollouts: list[int]) -> None:
+        """Forget rollouts whose environment is in another one now.
+
+        Ids that do not tell their environment (not `VLNR1ClockSensor`'s) are kept while twice as many as were ever
+        seen together have not been seen since: two halves of the environments may take turns.
+        """
+        for rollout in rollouts:
+            environment = environment_of(rollout)
+            if environment and self._rollout_of.get(environment) != rollout:
+                self._frames.pop(self._rollout_of.get(environment, 0), None)
+                self._rollout_of[environment] = rollout
+            if rollout in self._frames:
+                self._frames.move_to_end(rollout)
+        self._together = max(self._together, len(set(rollouts)))
+        untold = [rollout for rollout in self._frames if not environment_of(rollout)]
+        new = sum(rollout not in self._frames for rollout in {*rollouts} if not environment_of(rollout))
+        for rollout in untold[: max(0, len(untold) + new - 2 * self._together)]:
+            del self._frames[rollout]
 
     def _remember(self, rollout: int, step: int, frame: torch.Tensor) -> list[torch.Tensor]:
         """The rollout's frames v_0 … v_step; one transform may be shown the same step twice."""
         history = self._frames.setdefault(rollout, [])
-        self._frames.move_to_end(rollout)
         if step > len(history):
             raise RuntimeError(
-                f"LongShortMemory saw step {step} of a rollout after {len(history)} frames: it must see every step "
-                f"(more than max_rollouts={self.max_rollouts} environments share it?)"
+                f"LongShortMemory saw step {step} of a rollout after {len(history)} frames: it must see every step"
             )
         if step == len(history):
             history.append(frame.clone())
-        while len(self._frames) > self.max_rollouts:
-            self._frames.popitem(last=False)
         return history
 
 

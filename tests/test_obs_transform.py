@@ -6,6 +6,8 @@ from omegaconf import OmegaConf
 
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.obs_transform import MEMORY, MEMORY_STEPS, LongShortMemory, LongShortMemoryConfig, memory_frames
+from habitat_vlnr1.observations import draw_environment, environment_of, rollout_id
+from habitat_vlnr1.sim.sensors import ClockSensor
 
 STRATEGIES = [
     {"strategy": "long_short", "budget": 5, "short_window": 2, "long_stride": 2},
@@ -59,11 +61,40 @@ def test_same_step_twice_is_remembered_once():
     assert shown(transform(batch([(1, 1)]))) == [[(10, 0)]]
 
 
-def test_memory_is_bounded_by_rollouts():
-    transform = LongShortMemory(make_memory("uniform", budget=4), max_rollouts=3)
-    for rollout in range(20):
+def kept(transform):
+    return {rollout: len(frames) for rollout, frames in transform._frames.items()}
+
+
+def test_a_rollout_goes_when_its_environment_begins_another():
+    transform = LongShortMemory(make_memory("uniform", budget=4))
+    environments = [draw_environment() for _ in range(65)]
+    for count in range(3):
+        for step in range(count + 2):
+            transform(batch([(rollout_id(environment, count), step) for environment in environments]))
+    assert kept(transform) == {rollout_id(environment, 2): 4 for environment in environments}
+    transform(batch([(rollout_id(environments[0], 3), 0)]))  # all others are paused
+    assert len(kept(transform)) == 65 and kept(transform)[rollout_id(environments[0], 3)] == 1
+
+
+def test_ids_that_tell_no_environment_are_bounded_by_what_was_seen_together():
+    transform = LongShortMemory(make_memory("uniform", budget=4))
+    for rollout in range(1, 21):
         transform(batch([(rollout, 0)]))
-    assert len(transform._frames) == 3
+    assert list(kept(transform)) == [19, 20]
+    transform(batch([(rollout, 0) for rollout in range(100, 165)]))
+    transform(batch([(rollout, 0) for rollout in range(200, 265)]))
+    assert shown(transform(batch([(100, 1)]))) == [[(1000 % 256, 0)]]
+
+
+def test_the_clock_tells_rollouts_and_environments_apart():
+    clocks = [ClockSensor(None, None, config=OmegaConf.create({})) for _ in range(2)]
+    resets = [[tuple(clock.get_observation().tolist()) for clock in clocks] for _ in range(3)]
+    ids = [[rollout for rollout, _ in reset] for reset in resets]
+    assert len({rollout for reset in ids for rollout in reset}) == 6
+    assert [list(map(environment_of, reset)) for reset in ids] == [list(map(environment_of, ids[0]))] * 3
+    assert environment_of(ids[0][0]) != environment_of(ids[0][1])
+    assert clocks[0].get_observation(action=1).tolist() == [ids[2][0], 1]
+    assert 0 < max(ids[2]) < 2**62
 
 
 def test_a_missed_step_is_an_error_not_a_wrong_frame():

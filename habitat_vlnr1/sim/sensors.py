@@ -4,7 +4,6 @@ The expert's action is in `expert.py`. Habitat calls lab sensors after the simul
 is the one of `reset`.
 """
 
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from habitat.core.simulator import Sensor, SensorTypes
 from habitat.tasks.vln.vln import VLNEpisode
 from hydra.core.config_store import ConfigStore
 
-from habitat_vlnr1.observations import CLOCK, DESCRIPTION, INSTRUCTION, encode_text
+from habitat_vlnr1.observations import CLOCK, DESCRIPTION, INSTRUCTION, draw_environment, encode_text, rollout_id
 from habitat_vlnr1.sim.describe import describe
 
 
@@ -74,18 +73,18 @@ class ClockConfig(LabSensorConfig):
 
 @registry.register_sensor(name="VLNR1ClockSensor")
 class ClockSensor(LabSensor):
-    """int64 [2]: the rollout's uid (positive, 62 bits, drawn anew at every reset) and the step (0 at reset).
+    """int64 [2]: the rollout's id (`rollout_id`, another one after every reset) and the step (0 at reset).
 
     An observation transform gets only the batch, and environments may be paused in between, so histories are
-    keyed by what travels in the observation. The uid does not come from a seeded generator: workers
-    with equal seeds must not draw equal ones.
+    keyed by what travels in the observation.
     """
 
     uuid = CLOCK
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._clock = np.zeros(2, dtype=np.int64)
+        self._environment = draw_environment()
+        self._clock = np.array([rollout_id(self._environment, 0), 0], dtype=np.int64)
 
     def _get_observation_space(self, *args: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64)
@@ -94,7 +93,7 @@ class ClockSensor(LabSensor):
         if "action" in kwargs:
             self._clock[1] += 1
         else:
-            self._clock[:] = 1 + secrets.randbelow(2**62 - 1), 0
+            self._clock[:] = self._clock[0] + 1, 0
         return self._clock.copy()
 
 
