@@ -60,7 +60,7 @@ def evaluation(options: argparse.Namespace) -> list[str]:
     houses = 25
     return [
         *RUN,
-        "vlnr1.task.name=soak",
+        f"vlnr1.task.name=soak_{options.episodes}",
         "vlnr1.task.scenes.train_scenes=1",
         "vlnr1.task.scenes.train_episodes_per_scene=1",
         "vlnr1.task.scenes.val_seen_episodes=0",

@@ -39,7 +39,7 @@ class FrameCutter:
         cache_mb: memory for the cut frames; the least recently used ones go first. Each process has its own.
     """
 
-    def __init__(self, image_processor: object, cache_mb: float = 1024):
+    def __init__(self, image_processor: object, cache_mb: float = 128):
         self.processor = image_processor
         self.capacity = int(cache_mb * 2**20)
         self._kept: OrderedDict[Hashable, Patches] = OrderedDict()

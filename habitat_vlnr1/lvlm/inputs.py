@@ -79,7 +79,7 @@ class PromptEncoder:
         *,
         max_pixels: int | None = None,
         single_slot: bool = False,
-        cache_mb: float = 1024,
+        cache_mb: float = 128,
     ):
         if max_pixels is not None:
             limit_pixels(processor, max_pixels)
