@@ -19,14 +19,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from habitat_vlnr1.errors import SubmissionError
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.results import read_episodes
 
 MOST_STEPS = 500  # of an episode, in VLN-CE
-
-
-class SubmissionError(ValueError):
-    """What a leaderboard would refuse; the message names the episode and what is wrong."""
 
 
 def write_submission(

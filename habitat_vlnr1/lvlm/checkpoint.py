@@ -24,16 +24,13 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.errors import CheckpointError
 from habitat_vlnr1.files import write_atomically
 
 CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1
 ADAPTER_FILE = "adapter_config.json"
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, broken, or of another kind than needed; the message says what to do."""
 
 
 @dataclass(frozen=True)
