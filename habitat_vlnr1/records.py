@@ -28,7 +28,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain, islice
@@ -54,7 +54,8 @@ from habitat_vlnr1.memory import Memory
 FORMAT = 1
 CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for the processor
 SPOT_CHECKS = 200
-_JPEG_END = b"\xff\xd9"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ class VLNEgo:
             return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
         except (ValueError, KeyError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
-            raise RecordError(f"{self.root / 'meta.json'}: protocol: {what}; delete the folder and export again") from None
+            remedy = "delete the folder and export again"
+            raise RecordError(f"{self.root / 'meta.json'}: protocol: {what}; {remedy}") from None
 
     def check_frames(self) -> None:
         """Find missing or cut frames before training starts.
@@ -417,13 +419,23 @@ class EpisodeWriter:
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Counts of an export: episodes, records and how often each action was done."""
-    histogram = Counter(Action(action).name.lower() for episode in episodes for action in episode.actions)
-    return {
+    """Counts of an export: episodes, records and how often each action was done.
+
+    Where walks are labelled (DAgger) also how often each action is `taught`, as the first of an answer.
+    """
+    counts = {
         "episodes": len(episodes),
         "records": sum(len(episode.steps) for episode in episodes),
-        "actions": {action.name.lower(): histogram[action.name.lower()] for action in Action},
+        "actions": _histogram(action for episode in episodes for action in episode.actions),
     }
+    if any(episode.labels for episode in episodes):
+        counts["taught"] = _histogram(episode.answer(step, 1)[0] for episode in episodes for step in episode.steps)
+    return counts
+
+
+def _histogram(actions: Iterable[int]) -> dict[str, int]:
+    counts = Counter(actions)
+    return {action.name.lower(): counts[action] for action in Action}
 
 
 def read_episode_lines(file: Path) -> Iterator[Episode]:
@@ -455,12 +467,19 @@ def check_jpeg(path: Path) -> None:
     except OSError as error:
         what = "frame is empty" if error.errno == errno.EINVAL else f"frame cannot be read ({error.strerror})"
         raise RecordError(f"{path}: {what}; delete the episode's line and export again") from None
-    if start != b"\xff\xd8" or end != _JPEG_END:
+    if start != _JPEG_START or end != _JPEG_END:
         raise RecordError(f"{path}: frame is not a whole JPEG; delete the episode's line and export again")
 
 
+def check_picture(content: Any, place: str, png: bool = False) -> None:
+    """Raise RecordError when these are not the bytes of a whole JPEG (or PNG)."""
+    start, end = (_PNG_START, _PNG_END) if png else (_JPEG_START, _JPEG_END)
+    if not isinstance(content, bytes) or not content.startswith(start) or not content.endswith(end):
+        raise RecordError(f"{place}: not a whole {'PNG' if png else 'JPEG'}")
+
+
 def place_frame(jpeg: bytes | Path, target: Path) -> None:
-    """Put a picture where it belongs: encoded bytes are written, a file is linked, or copied to another file system."""
+    """Put a picture where it belongs: encoded bytes are written, a file is linked, or copied where it cannot be."""
     target.unlink(missing_ok=True)  # it may be a link to a frame of another data set, which must not change
     if isinstance(jpeg, bytes):
         target.write_bytes(jpeg)

@@ -125,7 +125,8 @@ def _parse(path: Path, whole: bool = False) -> list[dict[str, Any]]:
     lines = []
     for number, raw in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         line = parse_json(raw, f"{path}, line {number}", "delete that line", ResultsError)
-        wrong = [(key, line.get(key)) for key in (_LINE if whole else _KEY) if not isinstance(line.get(key), _LINE[key])]
+        keys = _LINE if whole else _KEY
+        wrong = [(key, line.get(key)) for key in keys if not isinstance(line.get(key), _LINE[key])]
         if whole and not wrong:
             wrong = [(name, value) for name, value in line["metrics"].items() if not _is_metric(value)]
         for key, value in wrong[:1]:

@@ -37,7 +37,7 @@ from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
 from habitat_vlnr1.results import folder_fingerprint
 from habitat_vlnr1.trainers.base import VLNR1Trainer
-from habitat_vlnr1.trainers.export import is_exported
+from habitat_vlnr1.trainers.export import depth_meta, is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
 
 SPLIT = "train"
@@ -174,6 +174,7 @@ def provenance(config: DictConfig, number: int, rule: dict[str, Any], start: str
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
         "expert": plan.mode,
         "jpeg_quality": config.vlnr1.export.jpeg_quality,
+        **depth_meta(config),
         "dagger": {
             "round": number,
             "rule": rule,
