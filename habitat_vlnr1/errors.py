@@ -13,6 +13,14 @@ class FileError(VLNR1Error):
     """A file that cannot be read, or does not hold what it should."""
 
 
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class RunError(VLNR1Error, RuntimeError):
+    """Something that only shows while it runs: a worker process that ended, a walk that left its way."""
+
+
 class RecordError(FileError):
     """Episodes on disk (VLN-Ego, ShareGPT, Parquet) that are not what they should be."""
 

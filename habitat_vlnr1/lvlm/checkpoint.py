@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.errors import CheckpointError
-from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.files import read_json, write_atomically
 
 CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1
@@ -69,6 +69,10 @@ class ModelCard:
     def from_json(cls, row: dict[str, Any]) -> ModelCard:
         if row.get("format") != CARD_FORMAT:
             raise ValueError(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
+        kinds = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None, "info": dict}
+        for key, kind in kinds.items():
+            if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
+                raise ValueError(f"{key} is {row[key]!r}")
         return cls(
             space=ActionSpace(row["forward_step"], row["turn_angle"]),
             num_actions=row["num_actions"],
@@ -179,11 +183,13 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
     file = Path(path) / CARD_FILE
     if not file.is_file():
         return None
+    remedy = "restore the file or save the checkpoint again"
+    row = read_json(file, remedy, CheckpointError)
     try:
-        return ModelCard.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return ModelCard.from_json(row)
     except (ValueError, KeyError, TypeError) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{file}: {what}; restore the file or save the checkpoint again") from None
+        raise CheckpointError(f"{file}: {what}; {remedy}") from None
 
 
 def check_card(card: ModelCard | None, space: ActionSpace, *, allow: bool = False) -> None:
@@ -235,8 +241,9 @@ def _existing(path: str | os.PathLike[str]) -> str:
 
 
 def _base_of_adapter(folder: Path) -> str:
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    adapter = read_json(folder / ADAPTER_FILE, "restore the file or save the checkpoint again", CheckpointError)
+    base = adapter.get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise CheckpointError(f"{folder / ADAPTER_FILE}: no base_model_name_or_path; load the base and pass adapter=")
     return base
 

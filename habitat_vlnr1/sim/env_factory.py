@@ -14,6 +14,7 @@ from habitat_baselines.common.env_factory import VectorEnvFactory
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import INSTRUCTION
 from habitat_vlnr1.results import left_out_text
 from habitat_vlnr1.sim import register_sim
@@ -30,7 +31,8 @@ def make_scenes(config: DictConfig) -> None:
         try:
             hydra.utils.call(scenes)
         except InstantiationException as error:
-            raise (error.__cause__ or error) from None  # the maker's own line, not Hydra's around it
+            cause = error.__cause__ or error  # the maker's own line, not Hydra's around it
+            raise (VLNR1Error(cause) if isinstance(cause, ValueError) else cause) from None
 
 
 def split_episodes(episodes: Sequence[E], parts: int) -> list[list[E]]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from habitat import make_dataset
 from habitat_baselines.common.base_trainer import BaseTrainer
-from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -35,11 +34,12 @@ from habitat_vlnr1.records import (
     claim_folder,
     summarize,
 )
+from habitat_vlnr1.trainers.base import register_trainer
 
 SOURCE = "source.json"  # in an output folder: what it was made from
 
 
-@baseline_registry.register_trainer(name="vlnr1_convert")
+@register_trainer("vlnr1_convert")
 class ConvertTrainer(BaseTrainer):
     """Runs the conversion `vlnr1.convert.to` of `vlnr1.convert.input` into `vlnr1.convert.output`."""
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import (
     apply_obs_transforms_batch,
     apply_obs_transforms_obs_space,
@@ -36,14 +35,14 @@ from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
 from habitat_vlnr1.results import folder_fingerprint
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
 from habitat_vlnr1.trainers.export import depth_meta, is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
 
 SPLIT = "train"
 
 
-@baseline_registry.register_trainer(name="vlnr1_dagger")
+@register_trainer("vlnr1_dagger")
 class DAggerTrainer(VLNR1Trainer):
     """Trains `vlnr1.dagger.start` for `vlnr1.dagger.rounds` rounds, then evaluates it beside where it started."""
 

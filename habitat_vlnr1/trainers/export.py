@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import action_space, edited, export_folder, records_of
@@ -30,11 +29,11 @@ from habitat_vlnr1.records import (
 )
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.datasets import EmptyShard
-from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out
+from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, register_trainer
 from habitat_vlnr1.trainers.walks import Walkers
 
 
-@baseline_registry.register_trainer(name="vlnr1_export")
+@register_trainer("vlnr1_export")
 class ExportTrainer(VLNR1Trainer):
     """Writes `<vlnr1.data.root>/<vlnr1.data.source>/<split>` for each of `vlnr1.export.splits`, or a shard of it."""
 

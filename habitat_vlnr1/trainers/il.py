@@ -33,7 +33,7 @@ from habitat_vlnr1.actions import Action
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
 SPLIT = "train"
@@ -44,7 +44,7 @@ Steps = dict[str, Any]
 `lengths` [B] of B episodes, one after the other."""
 
 
-@baseline_registry.register_trainer(name="vlnr1_il")
+@register_trainer("vlnr1_il")
 class ImitationTrainer(VLNR1Trainer):
     """Teaches `vlnr1.il.policy` on `vlnr1.data.sources` into Habitat's checkpoint folder, then evaluates."""
 
