@@ -28,6 +28,12 @@ def is_text(value: Any) -> bool:
         return False
 
 
+def printable(value: Any) -> str:
+    """The value as text that can be written and printed, whatever a file had in it; at most 200 characters."""
+    text = str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def read_json(file: Path, remedy: str, error: type[FileError] = FileError, kind: type = dict) -> Any:
     """What a JSON file holds; `parse_json` with the file's name.
 

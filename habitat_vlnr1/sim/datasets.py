@@ -21,6 +21,7 @@ from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from habitat_vlnr1.files import printable
 from habitat_vlnr1.results import LeftOut
 from habitat_vlnr1.sim.episode_files import (
     SCENES_PREFIX,
@@ -139,16 +140,19 @@ class VLNCEDataset(Dataset):
                 if episode.episode_id in seen:
                     raise ValueError("this episode_id occurs twice")
             except ValueError as error:
-                scene = str(entry.get("scene_id", "?")).removeprefix(SCENES_PREFIX)
+                scene = printable(entry.get("scene_id", "?")).removeprefix(SCENES_PREFIX)
                 reason = f"entry {index} of {os.path.basename(self._path)}: {error}"
-                bad.append(LeftOut(str(entry.get("episode_id", "?")), scene, reason))
+                bad.append(LeftOut(printable(entry.get("episode_id", "?")), scene, reason))
                 continue
             seen.add(episode.episode_id)
             self.episodes.append(episode)
         if bad and len(bad) == len(content["episodes"]):
             raise ValueError(f"{self._path}: no usable episode ({bad[0].reason}); is this the right file?")
         self.left_out += bad
-        words = (content.get("instruction_vocab") or {}).get("word_list")
+        vocabulary = content.get("instruction_vocab") or {}
+        words = vocabulary.get("word_list") if isinstance(vocabulary, dict) else vocabulary
+        if words and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+            raise ValueError(f"{self._path}: instruction_vocab.word_list must be a list of words; fetch it again")
         self.instruction_vocab = VocabDict(word_list=words) if words else None
 
     def _filter(self, config: DictConfig) -> None:
@@ -271,7 +275,7 @@ class RxRVLNCEDataset(VLNCEDataset):
     def _parse(self, raw: dict[str, Any], scenes_dir: str | None, config: Any, role: str) -> VLNEpisode | None:
         words = raw.get("instruction")
         if isinstance(words, dict):
-            if config is not None and words.get("language") in set(LANGUAGES) - self._languages:
+            if config is not None and words.get("language") in sorted(set(LANGUAGES) - self._languages):
                 return None
             times = words.get("timed_instruction") if config is None or config.timed_instructions else None
             raw = {**raw, "instruction": {**words, "role": role or None, "timed_instruction": times}}

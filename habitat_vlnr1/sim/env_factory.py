@@ -59,7 +59,7 @@ def open_dataset(config: DictConfig) -> VLNCEDataset:
     register_sim()
     dataset = make_dataset(config.dataset.type, config=config.dataset)
     scenes = dict.fromkeys(episode.scene_id for episode in dataset.episodes)
-    missing = {scene for scene in scenes if not os.path.exists(scene)}
+    missing = {scene for scene in scenes if not os.path.isfile(scene)}
     if len(missing) == len(scenes):
         raise FileNotFoundError(
             f"{min(missing)}: no such scene, nor any other of the {len(scenes)} needed; put the scenes below "

@@ -18,10 +18,11 @@ import numpy as np
 from habitat.tasks.nav.nav import NavigationGoal
 from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 
-from habitat_vlnr1.files import is_folder_name
+from habitat_vlnr1.files import LONGEST_NAME, is_folder_name, is_text, printable
 
 SCENES_PREFIX = "data/scene_datasets/"
 LOOKS = (4, 5)  # RxR-CE's LOOK_UP and LOOK_DOWN, which the four actions of this task lack
+_OPTIONAL: dict[str, type] = {"goals": list, "reference_path": list, "info": dict}
 _EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
 
 
@@ -61,8 +62,10 @@ class GroundTruth:
             raise ValueError(f"missing {', '.join(missing)}")
         try:
             recorded = [int(action) for action in entry["actions"]]
+            if recorded != entry["actions"]:
+                raise ValueError
             locations = np.asarray(entry["locations"], dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("actions must be whole numbers, locations [n, 3] numbers") from None
         actions = tuple(action for action in recorded if action not in LOOKS)
         if not actions or actions[-1] != 0 or 0 in actions[:-1] or not set(actions) <= {0, 1, 2, 3}:
@@ -105,7 +108,9 @@ def read_json_gz(path: str, hook: Callable[[dict[str, Any]], Any] | None = None)
         raise ValueError(f"{path}: not a gzip file (a Git LFS pointer or an error page?); fetch it again") from None
     except (EOFError, zlib.error):
         raise ValueError(f"{path}: the gzip stream is cut or damaged; fetch it again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); fetch it again") from None
 
 
@@ -126,17 +131,17 @@ def _vector(value: Any, length: int, name: str) -> list[float]:
     """`value` as `length` finite floats, or ValueError."""
     try:
         vector = [float(x) for x in value] if not isinstance(value, str) else []
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be {length} numbers, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be {length} numbers, got {printable(repr(value))}") from None
     if len(vector) != length or not all(map(math.isfinite, vector)):
-        raise ValueError(f"{name} must be {length} finite numbers, got {value!r}")
+        raise ValueError(f"{name} must be {length} finite numbers, got {printable(repr(value))}")
     return vector
 
 
 def _rotation(value: Any) -> list[float]:
     rotation = _vector(value, 4, "start_rotation")
     if abs(math.hypot(*rotation) - 1) > 0.01:
-        raise ValueError(f"start_rotation must be a unit quaternion [x, y, z, w], got {value!r}")
+        raise ValueError(f"start_rotation must be a unit quaternion [x, y, z, w], got {printable(repr(value))}")
     return rotation
 
 
@@ -145,8 +150,10 @@ def scene_path(scene_id: str, scenes_dir: str | None) -> str:
     """Where the scene is; ValueError when that is not below the scenes' folder."""
     scene = scene_id.removeprefix(SCENES_PREFIX)
     path = PurePosixPath(scene)
-    if path.is_absolute() or ".." in path.parts or not is_folder_name(path.stem):
-        raise ValueError(f"scene_id {scene_id!r} does not name a file below the scenes' folder")
+    parts = path.parts[:-1]
+    leads_away = path.is_absolute() or ".." in parts or not is_folder_name(path.stem) or not path.suffix.isascii()
+    if leads_away or not all(part.isprintable() and len(part.encode()) <= LONGEST_NAME for part in parts):
+        raise ValueError(f"scene_id {printable(repr(scene_id))} does not name a file below the scenes' folder")
     return os.path.join(scenes_dir, scene) if scenes_dir else scene
 
 
@@ -158,7 +165,14 @@ def _instruction(words: Any, kind: type[InstructionData]) -> InstructionData:
     if missing:
         raise ValueError(f"instruction lacks {', '.join(missing)}")
     known = attr.fields_dict(kind)
-    return kind(**{key: value for key, value in words.items() if key in known})
+    values = {key: value for key, value in words.items() if key in known}
+    broken = [key for key, value in values.items() if isinstance(value, str) and not is_text(value)]
+    if broken:
+        raise ValueError(f"{broken[0]} has half a surrogate pair in it, such as \\ud83d: no text that can be written")
+    strange = [key for key in ("instruction_id", "language") if isinstance(values.get(key), list | dict)]
+    if strange:
+        raise ValueError(f"instruction: {strange[0]} must be a text or a number")
+    return kind(**values)
 
 
 def parse_episode(
@@ -175,14 +189,20 @@ def parse_episode(
         raise ValueError(f"missing {', '.join(missing)}")
     name = str(raw["episode_id"])
     if not is_folder_name(name):
-        raise ValueError(f"episode_id {name!r} cannot be a folder name")
-    goals = raw.get("goals") or []
+        raise ValueError(f"episode_id {printable(repr(name))} cannot be a folder name")
+    goals, reference_path, info = (raw.get(key) or kind() for key, kind in _OPTIONAL.items())
+    for key, value in zip(_OPTIONAL, (goals, reference_path, info), strict=True):
+        if not isinstance(value, _OPTIONAL[key]):
+            raise ValueError(f"{key} must be {'an object' if _OPTIONAL[key] is dict else 'a list'}")
     if not all(isinstance(goal, dict) and "position" in goal for goal in goals):
         raise ValueError("every entry of goals must be an object with a position")
+    trajectory = name if raw.get("trajectory_id") is None else raw["trajectory_id"]
+    if not (is_text(trajectory) or isinstance(trajectory, int | float)):
+        raise ValueError("trajectory_id must be a text that can be written, or a number")
     fields = {key: value for key, value in raw.items() if key in _EPISODE_KEYS}
     fields.update(
         episode_id=name,
-        trajectory_id=name if raw.get("trajectory_id") is None else raw["trajectory_id"],
+        trajectory_id=trajectory,
         scene_id=scene_path(str(raw["scene_id"]), scenes_dir),
         start_position=_vector(raw["start_position"], 3, "start_position"),
         start_rotation=_rotation(raw["start_rotation"]),
@@ -191,6 +211,7 @@ def parse_episode(
             NavigationGoal(position=_vector(goal["position"], 3, "goal position"), radius=goal.get("radius"))
             for goal in goals
         ],
-        reference_path=[_vector(p, 3, "reference_path point") for p in raw.get("reference_path") or []],
+        reference_path=[_vector(point, 3, "reference_path point") for point in reference_path],
+        info=info,
     )
     return VLNEpisode(**fields)
