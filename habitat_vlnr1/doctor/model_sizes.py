@@ -82,7 +82,7 @@ def architecture(path: str | None, facts: Mapping[str, Any] | None) -> Pretraine
     if path is None:
         return None
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         facts = dict(facts or {})
         return AutoConfig.for_model(**facts) if facts.pop("hub_id", None) == path else None

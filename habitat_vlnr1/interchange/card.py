@@ -13,7 +13,7 @@ from PIL import Image
 from habitat_vlnr1 import __version__
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.errors import RecordError
-from habitat_vlnr1.evaluation.pictures import BLUE, GREY, ORANGE, Page
+from habitat_vlnr1.evaluation.pictures import BLUE, GREY, ORANGE, Page, write_beside
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.records import Record, Records, VLNEgo, summarize
 
@@ -163,6 +163,7 @@ def write_sheet(records: Records, space: ActionSpace, output: Path, count: int =
     half = file.with_name(f".half.{SHEET}")
     sheet([records[i] for i in chosen], space).save(half)
     half.replace(file)
+    write_beside(file, [records[i].instruction for i in chosen])
     return file
 
 

@@ -109,18 +109,19 @@ def load(
     source = _existing(path)
     if adapter is None and (Path(source) / ADAPTER_FILE).is_file():
         adapter, source = source, _existing(_base_of_adapter(Path(source)))
-    kind = _quietly(AutoConfig.from_pretrained, source).model_type
+    kind = _quietly(AutoConfig.from_pretrained, source, trust_remote_code=False).model_type
     if kind not in SUPPORTED:
         raise CheckpointError(
             f"{source}: model type {kind!r} is not supported; it must be one of {', '.join(SUPPORTED)}"
         )
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     model = _quietly(AutoModelForImageTextToText.from_pretrained, source, **options)
     # An adapter folder that we wrote has the processor too (with the pixel limit that was trained with).
     own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
-    processor = _quietly(AutoProcessor.from_pretrained, os.fspath(adapter) if own else source)
+    place = os.fspath(adapter) if own else source
+    processor = _quietly(AutoProcessor.from_pretrained, place, trust_remote_code=False)
     if adapter is not None:
         from peft import PeftModel
 
