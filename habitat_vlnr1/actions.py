@@ -118,6 +118,6 @@ def read_letters(text: str) -> tuple[Action, ...]:
 def next_actions(actions: Sequence[int], start: int, n: int) -> tuple[Action, ...]:
     """The record's answer at frame `start`: `actions[start : start + n]`, padded with STOP to `n`."""
     if n < 1:
-        raise ValueError(f"the number of actions to predict must be at least 1, got {n}")
+        raise VLNR1Error(f"the number of actions to predict must be at least 1, got {n}")
     answer = [Action(action) for action in actions[start : start + n]]
     return tuple(answer + [Action.STOP] * (n - len(answer)))

@@ -28,6 +28,7 @@ from habitat_baselines.config.default_structured_configs import ObsTransformConf
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from habitat_vlnr1.errors import RunError, VLNR1Error
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.observations import CLOCK, MEMORY, MEMORY_STEPS
 
@@ -78,7 +79,7 @@ class LongShortMemory(ObservationTransformer):
     def transform_observation_space(self, observation_space: spaces.Dict, **kwargs: Any) -> spaces.Dict:
         for key in (self.rgb_key, CLOCK):
             if key not in observation_space.spaces:
-                raise ValueError(
+                raise VLNR1Error(
                     f"LongShortMemory needs the observation {key!r}, but there are only "
                     f"{', '.join(observation_space.spaces)}: add it to habitat.gym.obs_keys"
                 )
@@ -113,7 +114,7 @@ class LongShortMemory(ObservationTransformer):
         history = self._frames.setdefault(rollout, [])
         self._frames.move_to_end(rollout)
         if step > len(history):
-            raise RuntimeError(
+            raise RunError(
                 f"LongShortMemory saw step {step} of a rollout after {len(history)} frames: it must see every step "
                 f"(more than max_rollouts={self.max_rollouts} environments share it?)"
             )

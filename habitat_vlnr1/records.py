@@ -39,7 +39,7 @@ import numpy as np
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
-from habitat_vlnr1.errors import RecordError
+from habitat_vlnr1.errors import RecordError, VLNR1Error
 from habitat_vlnr1.files import (
     drop_half_line,
     is_folder_name,
@@ -338,7 +338,7 @@ class Records(Sequence[Record]):
             keep: whether an episode's step is wanted.
         """
         if size < 1:
-            raise ValueError(f"a row holds at least 1 step of an episode, got {size}")
+            raise VLNR1Error(f"a row holds at least 1 step of an episode, got {size}")
         rows: list[list[int]] = []
         first = 0
         for episode in self.episodes:

@@ -67,6 +67,18 @@ def test_no_import_runs_up():
     assert [(a, b) for a, b in EDGES if height[room_of(a)] < height[room_of(b)]] == []
 
 
+def test_what_is_refused_is_refused_with_an_error_of_our_own():
+    """So that a command can tell a wrong input, which is one line, from a fault of the program (errors.py)."""
+    foreign = [
+        f"{module}:{node.lineno}"
+        for module in FILES
+        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        if isinstance(node, ast.Raise) and isinstance(called := getattr(node.exc, "func", node.exc), ast.Name)
+        if called.id in ("ValueError", "FileNotFoundError")
+    ]
+    assert foreign == []
+
+
 def test_no_two_files_import_each_other():
     assert [(a, b) for a, b in EDGES if a < b and (b, a) in EDGES] == []
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 ENGINES = ("DDP", "ZeRO-2", "ZeRO-3")
@@ -122,7 +123,7 @@ def training_memory(
     if engine == "ZeRO-3":
         gathered = 2 * (n if rollouts else min(n, MAX_LIVE)) if gpus > 1 else 0
         return Memory(2 * n / gpus + gathered, reference * 2 * n / gpus, gradients, optimizer)
-    raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+    raise VLNR1Error(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
 
 
 def activations(

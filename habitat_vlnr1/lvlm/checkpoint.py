@@ -24,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.errors import CheckpointError
+from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
 
 CARD_FILE = "vlnr1.json"
@@ -68,11 +68,11 @@ class ModelCard:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> ModelCard:
         if row.get("format") != CARD_FORMAT:
-            raise ValueError(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
+            raise VLNR1Error(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
         kinds = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None, "info": dict}
         for key, kind in kinds.items():
             if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
-                raise ValueError(f"{key} is {row[key]!r}")
+                raise VLNR1Error(f"{key} is {row[key]!r}")
         return cls(
             space=ActionSpace(row["forward_step"], row["turn_angle"]),
             num_actions=row["num_actions"],

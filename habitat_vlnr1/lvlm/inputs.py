@@ -27,6 +27,7 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.fast_vision import core_of
 from habitat_vlnr1.lvlm.frames import Frame, FrameCutter
 from habitat_vlnr1.lvlm.plain_text import PlainText
@@ -117,7 +118,7 @@ class PromptEncoder:
             keys: identities of the frames, such as (rollout, step); files are their own keys.
         """
         if not frames:
-            raise ValueError("a prompt needs at least the current frame")
+            raise VLNR1Error("a prompt needs at least the current frame")
         keys = [f if not isinstance(f, np.ndarray) else None for f in frames] if keys is None else keys
         cut = tuple(self.cutter.cut(frame, key) for frame, key in zip(frames, keys, strict=True))
         pieces = self._pieces(instruction, len(frames) - 1)
@@ -207,7 +208,7 @@ class PromptEncoder:
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         texts = text.split(self.image_token)
         if len(texts) != num_history + 2:
-            raise ValueError(f"the prompt has {len(texts) - 1} images for {num_history + 1} frames")
+            raise VLNR1Error(f"the prompt has {len(texts) - 1} images for {num_history + 1} frames")
         # Special tokens are cut out before anything else, so the text beside them tokenises alone as in the whole.
         return tuple(self._tokenize(piece, mark) for piece in texts)
 
@@ -301,7 +302,7 @@ def limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
     images = processor.image_processor
     cell = (images.patch_size * images.merge_size) ** 2
     if max_pixels < cell:
-        raise ValueError(f"max_pixels must be at least one visual token, {cell} pixels, got {max_pixels}")
+        raise VLNR1Error(f"max_pixels must be at least one visual token, {cell} pixels, got {max_pixels}")
     images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from habitat_vlnr1.config import action_space, edited, records_of
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
 from habitat_vlnr1.interchange.parquet import ParquetEpisodes, columns, write_parquet
@@ -49,7 +50,7 @@ class ConvertTrainer(BaseTrainer):
     def train(self) -> None:
         to = self.config.vlnr1.convert.to
         if to not in CONVERSIONS:
-            raise ValueError(f"unknown vlnr1.convert.to {to!r}; choose one of {', '.join(CONVERSIONS)}")
+            raise VLNR1Error(f"unknown vlnr1.convert.to {to!r}; choose one of {', '.join(CONVERSIONS)}")
         CONVERSIONS[to](self.config)
 
 
@@ -127,7 +128,7 @@ def to_vln_ego(config: DictConfig) -> None:
     """ShareGPT JSON or Parquet shards as a VLN-Ego folder, which all trainers read."""
     options = config.vlnr1.convert
     if options.output is None:
-        raise ValueError("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
+        raise VLNR1Error("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
     source, output = folders(config, "")
     if (source / "meta.json").is_file():
         raise RecordError(f"{source} is a VLN-Ego folder already; vlnr1.convert.to={{card, view, sharegpt, parquet}}")

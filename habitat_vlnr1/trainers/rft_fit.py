@@ -21,6 +21,7 @@ from habitat_vlnr1.config import (
     rft_arguments,
     template_of,
 )
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.records import RecordError, Records, keep_some
@@ -92,7 +93,7 @@ def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
 def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
     """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all)."""
     if count > len(episodes):
-        raise ValueError(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
+        raise VLNR1Error(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
     order = np.random.default_rng(seed).permutation(len(episodes))
     drawn = [episodes[i] for i in order[: len(episodes) if count < 0 else count]]
     return Dataset.from_dict(
