@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from habitat_vlnr1.errors import ResultsError
-from habitat_vlnr1.files import drop_half_line, parse_json, read_json, write_atomically
+from habitat_vlnr1.files import drop_half_line, is_text, parse_json, read_json, write_atomically
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -128,7 +128,8 @@ def _parse(path: Path, whole: bool = False) -> list[dict[str, Any]]:
         keys = _LINE if whole else _KEY
         wrong = [(key, line.get(key)) for key in keys if not isinstance(line.get(key), _LINE[key])]
         if whole and not wrong:
-            wrong = [(name, value) for name, value in line["metrics"].items() if not _is_metric(value)]
+            wrong = [(name, value) for name, value in line["metrics"].items() if not _is_metric(value, name)]
+            wrong += [(key, line[key]) for key in ("steps", "invalid_answers", "seconds") if not 0 <= line[key] < 1e9]
         for key, value in wrong[:1]:
             raise ResultsError(f"{path}, line {number}: not an episode's line ({key} is {value!r}); delete that line")
         lines.append(line)
@@ -143,8 +144,11 @@ _LINE = {
 _KEY = ("scene_id", "episode_id")
 
 
-def _is_metric(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+def _is_metric(value: Any, name: str = "") -> bool:
+    """A number, or None where it is none; a rate is 0 … 1."""
+    if value is None or not isinstance(value, int | float):
+        return value is None
+    return 0 <= value <= 1 if name in ("SR", "OS") else abs(value) < 1e300
 
 
 def read_summary(file: Path) -> dict[str, Any]:
@@ -155,11 +159,21 @@ def read_summary(file: Path) -> dict[str, Any]:
     """
     remedy = "evaluate again, or name folders without it"
     summary = read_json(file, remedy, ResultsError)
-    needed = {"policy", "split", "protocol", "episodes", "standard_error", "left_out", *METRICS}
-    missing = sorted(needed - summary.keys())
-    if missing:
-        raise ResultsError(f"{file}: not the summary of an evaluation (no {missing[0]}); {remedy}")
+    kinds = {"policy": str, "split": str, "protocol": dict, "episodes": int, "standard_error": dict, "left_out": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]
+    if not wrong:
+        errors = summary["standard_error"]
+        wrong = [name for name in METRICS if name not in summary or not _is_metric(summary[name], name)]
+        wrong += [f"standard_error.{name}" for name in METRICS if name not in errors or not _is_metric(errors[name])]
+        wrong += ["standard_error.SR"] if summary.get("SR") is not None and errors.get("SR") is None else []
+        wrong += ["left_out"] if not all(map(_is_left_out, summary["left_out"])) else []
+    if wrong:
+        raise ResultsError(f"{file}: not the summary of an evaluation ({wrong[0]}); {remedy}")
     return summary
+
+
+def _is_left_out(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.keys() == set(LeftOut._fields) and all(map(is_text, entry.values()))
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -98,7 +98,7 @@ def test_an_exports_summary_is_none_of_an_evaluation(tmp_path, capsys):
     (tmp_path / "summary.json").write_text('{"episodes": 3}')
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
-    assert "not the summary of an evaluation (no NE)" in capsys.readouterr().err
+    assert "not the summary of an evaluation (policy)" in capsys.readouterr().err
 
 
 def test_results_of_another_protocol_are_refused(tmp_path):

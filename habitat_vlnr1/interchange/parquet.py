@@ -234,5 +234,5 @@ def _named(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        what = error if isinstance(error, RecordError) else f"{type(error).__name__}: {error}"
+        what = error if isinstance(error, RecordError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RecordError(f"{file}: {what}; {_REMEDY}") from None
