@@ -22,6 +22,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from habitat_vlnr1.errors import VLNR1Error
+
 SEPARATOR = ", "
 
 
@@ -62,10 +64,10 @@ class ActionSpace:
     turn_angle: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.forward_step <= 0:
-            raise ValueError(f"forward_step must be positive metres, got {self.forward_step}")
-        if not 0 < self.turn_angle <= 180:
-            raise ValueError(f"turn_angle must be in (0, 180] degrees, got {self.turn_angle}")
+        for name, most, unit in (("forward_step", 100, "metres"), ("turn_angle", 180, "degrees")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+                raise VLNR1Error(f"{name} must be in (0, {most}] {unit}, got {value!r}")
 
     def describe(self, action: Action | int) -> str:
         """phi of eq. 8: the words of an action, without its letter."""
@@ -116,6 +118,6 @@ def read_letters(text: str) -> tuple[Action, ...]:
 def next_actions(actions: Sequence[int], start: int, n: int) -> tuple[Action, ...]:
     """The record's answer at frame `start`: `actions[start : start + n]`, padded with STOP to `n`."""
     if n < 1:
-        raise ValueError(f"the number of actions to predict must be at least 1, got {n}")
+        raise VLNR1Error(f"the number of actions to predict must be at least 1, got {n}")
     answer = [Action(action) for action in actions[start : start + n]]
     return tuple(answer + [Action.STOP] * (n - len(answer)))

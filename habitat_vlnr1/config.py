@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import Records, VLNEgo
@@ -134,7 +135,7 @@ def make_policy(
     name = row.pop("name")
     policy_class = baseline_registry.get_policy(name)
     if policy_class is None:
-        raise ValueError(f"{place}: no policy {name!r} is registered")
+        raise VLNR1Error(f"{place}: no policy {name!r} is registered")
     config = edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
     return policy_class.from_config(config, observation_space, action_space)
 
@@ -171,11 +172,11 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
         ValueError: none is named, one is unknown or has no such parameter, or the rollout is unknown.
     """
     if config.vlnr1.rft.rollout not in ROLLOUTS:
-        raise ValueError(
+        raise VLNR1Error(
             f"unknown vlnr1.rft.rollout {config.vlnr1.rft.rollout!r}; choose one of {', '.join(ROLLOUTS)}"
         )
     if not config.vlnr1.rft.rewards:
-        raise ValueError("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
+        raise VLNR1Error("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
     rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
     return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
 
@@ -200,7 +201,7 @@ def rft_arguments(config: DictConfig) -> trl.GRPOConfig:
 
     drawn = config.vlnr1.data.rft_records
     if not OmegaConf.is_dict(drawn):
-        raise ValueError(f"vlnr1.data.rft_records is {drawn}: name the sources, such as {{embedded: 4000}}")
+        raise VLNR1Error(f"vlnr1.data.rft_records is {drawn}: name the sources, such as {{embedded: 4000}}")
     weights = [float(reward.weight) for reward in config.vlnr1.rft.rewards]
     return _arguments(config, trl.GRPOConfig, "rft", RFT_KEYS, reward_weights=weights)
 
@@ -234,9 +235,9 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
             **options,
         )
     except TypeError as error:
-        raise ValueError(f"vlnr1.{stage}: {error}; its keys are those of trl.{kind.__name__}") from None
+        raise VLNR1Error(f"vlnr1.{stage}: {error}; its keys are those of trl.{kind.__name__}") from None
     except ValueError as error:
-        raise ValueError(f"vlnr1.{stage}: {error}") from None
+        raise VLNR1Error(f"vlnr1.{stage}: {error}") from None
 
 
 def lora(config: DictConfig) -> Any:

@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 from pathlib import Path
 from typing import Any
 
+from habitat_vlnr1.errors import FileError
+
+LONGEST_NAME = 100  # two of them and an ending must fit into a file name, 255 bytes
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def is_folder_name(name: Any) -> bool:
-    """Whether it can name a folder: letters, digits, `_`, `-`, `.`; nothing that leads elsewhere."""
-    return isinstance(name, str) and _SAFE_NAME.fullmatch(name) is not None
+    """Whether it can name a folder: at most 100 letters, digits, `_`, `-`, `.`; nothing that leads elsewhere."""
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and _SAFE_NAME.fullmatch(name) is not None
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a string that UTF-8 can write. A lone surrogate, which JSON has as `"\\ud83d"`, is none."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def printable(value: Any) -> str:
+    """The value as text that can be written and printed, whatever a file had in it; at most 200 characters."""
+    text = str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def read_json(file: Path, remedy: str, error: type[FileError] = FileError, kind: type = dict) -> Any:
+    """What a JSON file holds; `parse_json` with the file's name.
+
+    Args:
+        remedy: what to do when the file is not as it should be, for the message.
+        error: what is raised then.
+        kind: what must stand at the top.
+
+    Raises:
+        FileError: the file is missing, empty, cut, or holds something else.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as problem:
+        raise error(f"{file}: cannot be read ({problem.strerror}); {remedy}") from None
+    return parse_json(content, str(file), remedy, error, kind)
+
+
+def parse_json(content: bytes, place: str, remedy: str, error: type[FileError] = FileError, kind: type = dict) -> Any:
+    """A JSON value, or an error that begins with its `place`; see `read_json`."""
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as problem:
+        what = "empty" if not content.strip() else f"not JSON ({problem})"
+        raise error(f"{place}: {what}; {remedy}") from None
+    if not isinstance(value, kind):
+        raise error(f"{place}: holds {type(value).__name__} instead of {kind.__name__}; {remedy}")
+    return value
 
 
 def drop_half_line(file: Path) -> None:

@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from habitat_vlnr1.errors import VLNR1Error
+
 
 @runtime_checkable
 class Memory(Protocol):
@@ -52,11 +54,11 @@ class LongShort:
 
     def __post_init__(self) -> None:
         if min(self.budget, self.short_window, self.short_stride) < 1:
-            raise ValueError(f"budget, short_window and short_stride must be at least 1: {self}")
+            raise VLNR1Error(f"budget, short_window and short_stride must be at least 1: {self}")
         if self.long_stride <= self.short_stride:
-            raise ValueError(f"long_stride must exceed short_stride (eq. 6: d2 > d1): {self}")
+            raise VLNR1Error(f"long_stride must exceed short_stride (eq. 6: d2 > d1): {self}")
         if self.short_size >= self.budget:
-            raise ValueError(f"the short part takes {self.short_size} frames, no room for v_0: {self}")
+            raise VLNR1Error(f"the short part takes {self.short_size} frames, no room for v_0: {self}")
 
     @property
     def short_size(self) -> int:
@@ -103,7 +105,7 @@ class Uniform:
 
     def __post_init__(self) -> None:
         if self.budget < 1:
-            raise ValueError(f"budget must be at least 1: {self}")
+            raise VLNR1Error(f"budget must be at least 1: {self}")
 
     def select(self, t: int) -> list[int]:
         count = min(t, self.budget)
@@ -121,7 +123,7 @@ class Exponential:
 
     def __post_init__(self) -> None:
         if self.budget < 2:
-            raise ValueError(f"budget must be at least 2: {self}")
+            raise VLNR1Error(f"budget must be at least 2: {self}")
 
     def select(self, t: int) -> list[int]:
         if t <= self.budget:
@@ -141,7 +143,7 @@ class CurrentOnly:
 
     def __post_init__(self) -> None:
         if self.budget != 0:
-            raise ValueError(f"strategy current keeps no history, so budget must be 0: {self}")
+            raise VLNR1Error(f"strategy current keeps no history, so budget must be 0: {self}")
 
     def select(self, t: int) -> list[int]:
         return []
@@ -159,10 +161,10 @@ STRATEGIES: dict[str, type] = {
 def make_memory(strategy: str, **params: int) -> Memory:
     """Make a memory by its name in the config; errors name the strategy, the parameter and what there is."""
     if strategy not in STRATEGIES:
-        raise ValueError(f"unknown memory strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+        raise VLNR1Error(f"unknown memory strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
     cls = STRATEGIES[strategy]
     known = list(inspect.signature(cls).parameters)
     unknown = sorted(set(params) - set(known))
     if unknown:
-        raise ValueError(f"memory strategy {strategy!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
+        raise VLNR1Error(f"memory strategy {strategy!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
     return cls(**params)

@@ -28,6 +28,7 @@ from habitat_baselines.config.default_structured_configs import ObsTransformConf
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from habitat_vlnr1.errors import RunError, VLNR1Error
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.observations import CLOCK, MEMORY, MEMORY_STEPS, environment_of
 
@@ -79,7 +80,7 @@ class LongShortMemory(ObservationTransformer):
     def transform_observation_space(self, observation_space: spaces.Dict, **kwargs: Any) -> spaces.Dict:
         for key in (self.rgb_key, CLOCK):
             if key not in observation_space.spaces:
-                raise ValueError(
+                raise VLNR1Error(
                     f"LongShortMemory needs the observation {key!r}, but there are only "
                     f"{', '.join(observation_space.spaces)}: add it to habitat.gym.obs_keys"
                 )
@@ -134,7 +135,7 @@ class LongShortMemory(ObservationTransformer):
         """The rollout's frames v_0 … v_step; one transform may be shown the same step twice."""
         history = self._frames.setdefault(rollout, [])
         if step > len(history):
-            raise RuntimeError(
+            raise RunError(
                 f"LongShortMemory saw step {step} of a rollout after {len(history)} frames: it must see every step"
             )
         if step == len(history):

@@ -7,6 +7,8 @@ import secrets
 
 import numpy as np
 
+from habitat_vlnr1.errors import VLNR1Error
+
 INSTRUCTION = "vlnr1_instruction"
 """uint8 [max_bytes]: the episode's words, `encode_text`."""
 CLOCK = "vlnr1_clock"
@@ -31,7 +33,7 @@ def encode_text(text: str, max_bytes: int) -> np.ndarray:
     """
     data = text.encode("utf-8")
     if len(data) > max_bytes:
-        raise ValueError(f"text of {len(data)} bytes does not fit into {max_bytes}: {text[:60]!r}…")
+        raise VLNR1Error(f"text of {len(data)} bytes does not fit into {max_bytes}: {text[:60]!r}…")
     array = np.zeros(max_bytes, dtype=np.uint8)
     array[: len(data)] = np.frombuffer(data, dtype=np.uint8)
     return array

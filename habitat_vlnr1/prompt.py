@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 
 IMAGE: dict[str, str] = {"type": "image"}
 Message = dict[str, Any]
@@ -68,5 +69,5 @@ TEMPLATES = {
 def get_template(name: str) -> PromptTemplate:
     """Look a template up by its name in the config."""
     if name not in TEMPLATES:
-        raise ValueError(f"unknown prompt template {name!r}; choose one of {', '.join(TEMPLATES)}")
+        raise VLNR1Error(f"unknown prompt template {name!r}; choose one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]

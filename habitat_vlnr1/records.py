@@ -22,14 +22,16 @@ Example:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +39,23 @@ import numpy as np
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
-from habitat_vlnr1.files import drop_half_line, is_folder_name, write_atomically, write_first
+from habitat_vlnr1.errors import RecordError, VLNR1Error
+from habitat_vlnr1.files import (
+    drop_half_line,
+    is_folder_name,
+    is_text,
+    parse_json,
+    read_json,
+    write_atomically,
+    write_first,
+)
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
 CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for the processor
 SPOT_CHECKS = 200
-_JPEG_END = b"\xff\xd9"
-
-
-class RecordError(ValueError):
-    """Data on disk that is not what it should be; the message names file, place and remedy."""
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,15 @@ class Episode:
         for name in (self.episode_id, self.scene):
             if not is_folder_name(name):
                 raise RecordError(f"episode {self.episode_id!r}: {name!r} cannot be a folder name")
+        if not all(map(is_text, (self.instruction, *self.descriptions))) or not isinstance(self.info, dict):
+            raise RecordError(
+                f"episode {self.episode_id}: instruction and descriptions must be text that UTF-8 can write, info an "
+                "object"
+            )
         stops = bool(self.actions) and (self.actions[-1] == Action.STOP or bool(self.labels))
         if not stops or Action.STOP in self.actions[:-1]:
             raise RecordError(f"episode {self.episode_id}: actions must end with the one STOP (0)")
-        if any(action not in (0, 1, 2, 3) for actions in (self.actions, *self.labels.values()) for action in actions):
+        if not all(map(_is_action, chain(self.actions, *self.labels.values()))):
             raise RecordError(f"episode {self.episode_id}: actions must be 0, 1, 2 or 3")
         for step, label in self.labels.items():
             if not 0 <= step < len(self.actions) or not label or Action.STOP in label[:-1]:
@@ -123,15 +136,33 @@ class Episode:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Episode:
-        return cls(
-            row["episode_id"],
-            row["scene"],
-            row["instruction"],
-            tuple(row["actions"]),
-            row.get("info", {}),
-            tuple(row.get("descriptions", ())),
-            {int(step): tuple(label) for step, label in row.get("labels", {}).items()},
-        )
+        """The episode of a line; RecordError where a key is missing, unknown, or holds something else."""
+        unknown = sorted(row.keys() - {known.name for known in fields(cls)})
+        if unknown:
+            raise RecordError(f"unknown key {unknown[0]!r}; what is your own belongs into info")
+        values = {**row}
+        try:
+            for name in ("actions", "descriptions"):
+                values[name] = tuple(row.get(name, ()))
+            values["labels"] = {int(step): tuple(label) for step, label in row.get("labels", {}).items()}
+            return cls(**values)
+        except RecordError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            missing = [name for name in ("episode_id", "scene", "instruction", "actions") if name not in row]
+            raise RecordError(f"no key {missing[0]!r}" if missing else f"not an episode ({error})") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line's content; the inverse of `from_json`."""
+        row = asdict(self)
+        for optional in ("descriptions", "labels"):
+            if not row[optional]:
+                del row[optional]
+        return row
+
+
+def _is_action(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3
 
 
 @dataclass(frozen=True)
@@ -160,6 +191,10 @@ class Record:
 class VLNEgo:
     """An exported folder, opened for reading: all its episode lines, none of its frames.
 
+    Attributes:
+        meta: what `meta.json` holds.
+        episodes: of all `episodes*.jsonl`, in their order.
+
     Raises:
         RecordError: the folder, a line or a frame is missing or broken; the message says where and what to do.
     """
@@ -169,12 +204,12 @@ class VLNEgo:
         meta = self.root / "meta.json"
         if not meta.is_file():
             raise RecordError(f"no VLN-Ego data in {self.root} (no meta.json): run --config-name=vlnr1_export first")
-        try:
-            self.meta: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RecordError(f"{meta}: not JSON ({error}); delete the folder and export again") from None
+        self.meta: dict[str, Any] = read_json(meta, "delete the folder and export again", RecordError)
         if self.meta.get("format") != FORMAT:
             raise RecordError(f"{meta}: format {self.meta.get('format')!r}, but this version reads {FORMAT}")
+        for key, kind in (("protocol", dict | None), ("first_label", int), ("num_shards", int)):
+            if key in self.meta and not isinstance(self.meta[key], kind):
+                raise RecordError(f"{meta}: {key} is {self.meta[key]!r}; delete the folder and export again")
         self.episodes = self._read_episodes()
 
     def _read_episodes(self) -> list[Episode]:
@@ -192,7 +227,14 @@ class VLNEgo:
     def space(self) -> ActionSpace | None:
         """The actions in the words of the protocol that the data were recorded under; None where that is unknown."""
         protocol = self.meta.get("protocol")
-        return ActionSpace(protocol["forward_step"], protocol["turn_angle"]) if protocol else None
+        if not protocol:
+            return None
+        try:
+            return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
+        except (ValueError, KeyError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            remedy = "delete the folder and export again"
+            raise RecordError(f"{self.root / 'meta.json'}: protocol: {what}; {remedy}") from None
 
     def check_frames(self) -> None:
         """Find missing or cut frames before training starts.
@@ -204,7 +246,7 @@ class VLNEgo:
         stamp = self.root / "frames_checked.json"
         files = sorted(self.root.glob("episodes*.jsonl"))
         lines = json.dumps({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") == lines:
+        if stamp.is_file() and stamp.read_bytes() == lines.encode():
             for episode in self.episodes[:: len(self.episodes) // SPOT_CHECKS + 1]:
                 check_jpeg(self.root / episode.frame(0))
             return
@@ -296,7 +338,7 @@ class Records(Sequence[Record]):
             keep: whether an episode's step is wanted.
         """
         if size < 1:
-            raise ValueError(f"a row holds at least 1 step of an episode, got {size}")
+            raise VLNR1Error(f"a row holds at least 1 step of an episode, got {size}")
         rows: list[list[int]] = []
         first = 0
         for episode in self.episodes:
@@ -358,16 +400,17 @@ class EpisodeWriter:
             raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if episode.episode_id in self.done:
             raise RecordError(f"episode {episode.episode_id} is already in {self.file}")
+        if depths and len(depths) != len(episode.actions):
+            raise RecordError(f"episode {episode.episode_id}: {len(depths)} depths, {len(episode.actions)} actions")
+        line = json.dumps(episode.to_json(), ensure_ascii=False)
+        if not is_text(line):
+            raise RecordError(f"episode {episode.episode_id}: info holds text that UTF-8 cannot write")
         (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
         for step, jpeg in enumerate(jpegs):
             place_frame(jpeg, self.root / episode.frame(step))
         for step, png in enumerate(depths):
-            (self.root / episode.depth(step)).write_bytes(png)
-        row = asdict(episode)
-        for optional in ("descriptions", "labels"):
-            if not row[optional]:
-                del row[optional]
-        self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            place_frame(png, self.root / episode.depth(step))
+        self._lines.write(line + "\n")
         self._lines.flush()
         self.done.add(episode.episode_id)
 
@@ -376,49 +419,73 @@ class EpisodeWriter:
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Counts of an export: episodes, records and how often each action was done."""
-    histogram = Counter(Action(action).name.lower() for episode in episodes for action in episode.actions)
-    return {
+    """Counts of an export: episodes, records and how often each action was done.
+
+    Where walks are labelled (DAgger) also how often each action is `taught`, as the first of an answer.
+    """
+    counts = {
         "episodes": len(episodes),
         "records": sum(len(episode.steps) for episode in episodes),
-        "actions": {action.name.lower(): histogram[action.name.lower()] for action in Action},
+        "actions": _histogram(action for episode in episodes for action in episode.actions),
     }
+    if any(episode.labels for episode in episodes):
+        counts["taught"] = _histogram(episode.answer(step, 1)[0] for episode in episodes for step in episode.steps)
+    return counts
+
+
+def _histogram(actions: Iterable[int]) -> dict[str, int]:
+    counts = Counter(actions)
+    return {action.name.lower(): counts[action] for action in Action}
 
 
 def read_episode_lines(file: Path) -> Iterator[Episode]:
     """Episodes of one `episodes*.jsonl`; a broken line is an error that names it."""
-    with file.open(encoding="utf-8") as lines:
+    remedy = "delete the line and export again"
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            row = parse_json(line, f"{file}, line {number}", remedy, RecordError)
             try:
-                yield Episode.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                what = f"no key {error}" if isinstance(error, KeyError) else error
-                raise RecordError(f"{file}, line {number}: {what}; delete the line and export again") from None
+                yield Episode.from_json(row)
+            except RecordError as error:
+                raise RecordError(f"{file}, line {number}: {error}; {remedy}") from None
 
 
 def check_jpeg(path: Path) -> None:
-    """Raise RecordError when a frame is missing, empty or cut off."""
+    """Raise RecordError when a frame is missing, empty or cut off.
+
+    A link is followed (the Hugging Face hub's cache consists of them), but must end at a file: no device, no pipe.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RecordError(f"{path}: not a file; delete the episode's line and export again")
         with path.open("rb") as file:
             start = file.read(2)
             file.seek(-2, os.SEEK_END)
             end = file.read(2)
     except FileNotFoundError:
         raise RecordError(f"{path}: frame is missing; delete the episode's line and export again") from None
-    except OSError:
-        raise RecordError(f"{path}: frame is empty; delete the episode's line and export again") from None
-    if start != b"\xff\xd8" or end != _JPEG_END:
+    except OSError as error:
+        what = "frame is empty" if error.errno == errno.EINVAL else f"frame cannot be read ({error.strerror})"
+        raise RecordError(f"{path}: {what}; delete the episode's line and export again") from None
+    if start != _JPEG_START or end != _JPEG_END:
         raise RecordError(f"{path}: frame is not a whole JPEG; delete the episode's line and export again")
 
 
+def check_picture(content: Any, place: str, png: bool = False) -> None:
+    """Raise RecordError when these are not the bytes of a whole JPEG (or PNG)."""
+    start, end = (_PNG_START, _PNG_END) if png else (_JPEG_START, _JPEG_END)
+    if not isinstance(content, bytes) or not content.startswith(start) or not content.endswith(end):
+        raise RecordError(f"{place}: not a whole {'PNG' if png else 'JPEG'}")
+
+
 def place_frame(jpeg: bytes | Path, target: Path) -> None:
-    """Put a frame where it belongs: encoded bytes are written, a file is linked, or copied to another file system."""
+    """Put a picture where it belongs: encoded bytes are written, a file is linked, or copied where it cannot be."""
     target.unlink(missing_ok=True)  # it may be a link to a frame of another data set, which must not change
     if isinstance(jpeg, bytes):
         target.write_bytes(jpeg)
         return
     try:
-        os.link(jpeg, target)
+        os.link(os.path.realpath(jpeg), target)  # not a link to a link, which may lead nowhere from here
     except OSError:
         half = target.with_name(f".{target.name}.half")
         shutil.copyfile(jpeg, half)
@@ -436,7 +503,7 @@ def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() and write_first(file, json.dumps(content, indent=2, ensure_ascii=False).encode()):
         return
-    old = json.loads(file.read_text(encoding="utf-8"))
+    old = read_json(file, "delete the folder, or choose another", RecordError)
     changed = sorted(key for key in {*old, *content} if old.get(key) != content.get(key))
     if changed:
         key = changed[0]

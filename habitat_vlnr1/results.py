@@ -18,7 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from habitat_vlnr1.files import drop_half_line, write_atomically
+from habitat_vlnr1.errors import ResultsError
+from habitat_vlnr1.files import drop_half_line, is_text, parse_json, read_json, write_atomically
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -29,10 +30,6 @@ _DIGITS = {"NE": 2, "TL": 2}
 
 LISTED = 20
 """How many episodes of one reason are printed by id; all are in summary.json."""
-
-
-class ResultsError(RuntimeError):
-    """Results on disk that cannot be used; the message says which, why and what to do."""
 
 
 class LeftOut(NamedTuple):
@@ -79,7 +76,7 @@ class EpisodeLog:
         if self.path.exists():
             self._check_identity(run, identity)
             drop_half_line(self.path)
-            self.lines = {episode_key(line): line for line in _parse(self.path)}
+            self.lines = {episode_key(line): line for line in _parse(self.path, whole=True)}
         write_json(run, identity)
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -87,7 +84,7 @@ class EpisodeLog:
         remedy = f"choose another vlnr1.results_dir or delete {self.folder}"
         if not run.exists():
             raise ResultsError(f"{self.path} has no run.json beside it that says what it holds; {remedy}")
-        differences = _differences(json.loads(run.read_text()), identity)
+        differences = _differences(read_json(run, remedy, ResultsError), identity)
         if differences:
             raise ResultsError(f"{self.path} holds results of another run ({'; '.join(differences)}); {remedy}")
 
@@ -117,23 +114,66 @@ def read_episodes(path: str | Path) -> list[dict[str, Any]]:
     """The complete lines of an `episodes.jsonl`, leaving the file as it is (it may still be being written).
 
     Raises:
-        ResultsError: a line other than the last is not JSON.
+        ResultsError: a line other than the last is not JSON, or not an episode's.
     """
     return _parse(Path(path))
 
 
-def _parse(path: Path) -> list[dict[str, Any]]:
-    """The complete lines. A line without its newline is one cut short."""
+def _parse(path: Path, whole: bool = False) -> list[dict[str, Any]]:
+    """The complete lines. A line without its newline is one cut short; `whole` asks for all that a summary needs."""
     content = path.read_bytes()
     lines = []
     for number, raw in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            line = json.loads(raw)
-            episode_key(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path} line {number} is not an episode ({error!r}); delete that line") from error
+        line = parse_json(raw, f"{path}, line {number}", "delete that line", ResultsError)
+        keys = _LINE if whole else _KEY
+        wrong = [(key, line.get(key)) for key in keys if not isinstance(line.get(key), _LINE[key])]
+        if whole and not wrong:
+            wrong = [(name, value) for name, value in line["metrics"].items() if not _is_metric(value, name)]
+            wrong += [(key, line[key]) for key in ("steps", "invalid_answers", "seconds") if not 0 <= line[key] < 1e9]
+        for key, value in wrong[:1]:
+            raise ResultsError(f"{path}, line {number}: not an episode's line ({key} is {value!r}); delete that line")
         lines.append(line)
     return lines
+
+
+_LINE = {
+    **{"scene_id": str, "episode_id": str, "metrics": dict, "non_finite": dict},
+    **{"steps": int, "invalid_answers": int, "seconds": int | float},
+}
+"""What an episode's line has at least."""
+_KEY = ("scene_id", "episode_id")
+
+
+def _is_metric(value: Any, name: str = "") -> bool:
+    """A number, or None where it is none; a rate is 0 … 1."""
+    if value is None or not isinstance(value, int | float):
+        return value is None
+    return 0 <= value <= 1 if name in ("SR", "OS") else abs(value) < 1e300
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """A `summary.json`.
+
+    Raises:
+        ResultsError: it is cut, or not one of an evaluation.
+    """
+    remedy = "evaluate again, or name folders without it"
+    summary = read_json(file, remedy, ResultsError)
+    kinds = {"policy": str, "split": str, "protocol": dict, "episodes": int, "standard_error": dict, "left_out": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]
+    if not wrong:
+        errors = summary["standard_error"]
+        wrong = [name for name in METRICS if name not in summary or not _is_metric(summary[name], name)]
+        wrong += [f"standard_error.{name}" for name in METRICS if name not in errors or not _is_metric(errors[name])]
+        wrong += ["standard_error.SR"] if summary.get("SR") is not None and errors.get("SR") is None else []
+        wrong += ["left_out"] if not all(map(_is_left_out, summary["left_out"])) else []
+    if wrong:
+        raise ResultsError(f"{file}: not the summary of an evaluation ({wrong[0]}); {remedy}")
+    return summary
+
+
+def _is_left_out(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.keys() == set(LeftOut._fields) and all(map(is_text, entry.values()))
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -273,7 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = sorted(path for folder in options.folders for path in folder.rglob("summary.json"))
     if not found:
         parser.error(f"no summary.json below {' '.join(map(str, options.folders))}; evaluate a policy first")
-    print(table([json.loads(path.read_text()) for path in found]))
+    try:
+        print(table([read_summary(path) for path in found]))
+    except ResultsError as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from habitat_vlnr1.actions import LETTERS, SEPARATOR, Action
+from habitat_vlnr1.errors import VLNR1Error
 
 _PART = re.compile(r"([A-D])\. \S.*")
 
@@ -45,7 +46,7 @@ def _rewards(
     completions: Sequence[Any], actions: Sequence[Sequence[int]], weigh: Callable[[list[bool], Sequence[int]], float]
 ) -> list[float]:
     if len(completions) != len(actions):
-        raise ValueError(f"{len(completions)} completions but {len(actions)} rows of recorded actions")
+        raise VLNR1Error(f"{len(completions)} completions but {len(actions)} rows of recorded actions")
     hits = [matches(completion, recorded) for completion, recorded in zip(completions, actions, strict=True)]
     return [0.0 if hit is None else float(weigh(hit, recorded)) for hit, recorded in zip(hits, actions, strict=True)]
 
@@ -146,11 +147,11 @@ def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
         try:
             reward = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise VLNR1Error(
                 f"unknown reward {name!r} ({error}); choose one of {', '.join(known_here)}, or an import path"
             ) from None
     known = inspect.signature(reward).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:
-        raise ValueError(f"reward {name!r} has no parameter {unknown[0]!r}")
+        raise VLNR1Error(f"reward {name!r} has no parameter {unknown[0]!r}")
     return functools.update_wrapper(functools.partial(reward, **params), reward)

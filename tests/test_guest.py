@@ -1,4 +1,4 @@
-"""A stock run of habitat-baselines is the same with this package installed as without it."""
+"""A stock run of habitat-baselines, and any program with Hydra, is the same with this package as without it."""
 
 import json
 import subprocess
@@ -80,3 +80,43 @@ def test_a_stock_run_is_unchanged(tmp_path, monkeypatch):
     added = ours["names"].keys() - without["names"].keys()
     assert any("VLNR1Policy" in name for name in added)
     assert all(ours["names"][name].startswith("habitat_vlnr1.") for name in added)
+
+
+HYDRA_ALONE = """
+import json, os, sys
+before = sys.getdlopenflags()
+sys.setdlopenflags(before | os.RTLD_GLOBAL)
+wanted = sys.getdlopenflags()
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+with initialize_config_dir(sys.argv[1], version_base=None):
+    compose("config")
+    paths = [entry.provider for entry in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+print(json.dumps({
+    "flags": sys.getdlopenflags() == wanted, "paths": paths,
+    "seen": "hydra_plugins.habitat_vlnr1_plugin" in sys.modules,
+    "heavy": sorted({"habitat", "torch", "transformers", "numpy"} & set(sys.modules)),
+}))
+"""
+
+
+def test_a_program_with_hydra_and_without_habitat_is_unchanged(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    done = subprocess.run(
+        [sys.executable, "-c", HYDRA_ALONE, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert json.loads(done.stdout) == {
+        "flags": True,
+        "paths": ["hydra", "main", "schema"],
+        "seen": True,
+        "heavy": [],
+    }
+
+
+def test_where_habitat_sim_is_in_use_its_global_symbols_are_undone():
+    code = (
+        "import os, sys; sys.setdlopenflags(sys.getdlopenflags() | os.RTLD_GLOBAL); import habitat;"
+        "from habitat.config.default import get_config; print(bool(sys.getdlopenflags() & os.RTLD_GLOBAL))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("actions", "memory", "prompt", "rewards", "files", "records", "observations"),
+    ("errors", "actions", "memory", "prompt", "rewards", "files", "records", "observations"),
     ("results", "lvlm"),
     ("config", "obs_transform"),
     ("sim",),
@@ -65,6 +65,18 @@ def test_no_import_runs_up():
     for room in (room for floor in FLOORS for room in floor):
         print(f"{room:14} → {', '.join(sorted(b for a, b in ROOMS if a == room))}")
     assert [(a, b) for a, b in EDGES if height[room_of(a)] < height[room_of(b)]] == []
+
+
+def test_what_is_refused_is_refused_with_an_error_of_our_own():
+    """So that a command can tell a wrong input, which is one line, from a fault of the program (errors.py)."""
+    foreign = [
+        f"{module}:{node.lineno}"
+        for module in FILES
+        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        if isinstance(node, ast.Raise) and isinstance(called := getattr(node.exc, "func", node.exc), ast.Name)
+        if called.id in ("ValueError", "FileNotFoundError")
+    ]
+    assert foreign == []
 
 
 def test_no_two_files_import_each_other():

@@ -59,8 +59,46 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
     log.append(line("1"))
     log.close()
     log.path.write_text("nonsense\n" + log.path.read_text())
-    with pytest.raises(ResultsError, match=r"episodes\.jsonl line 1 "):
+    with pytest.raises(ResultsError, match=r"episodes\.jsonl, line 1: not JSON .*; delete that line"):
         EpisodeLog(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"SR": math.nan}}, "SR is nan"),
+        ({"metrics": None}, "metrics is None"),
+        ({"scene_id": 3}, "scene_id is 3"),
+        ({"steps": "four"}, "steps is 'four'"),
+    ],
+)
+def test_a_line_that_is_no_episodes_is_an_error_that_names_it(tmp_path, change, message):
+    EpisodeLog(tmp_path, IDENTITY).close()
+    (tmp_path / "episodes.jsonl").write_text(json.dumps(line("1")) + "\n" + json.dumps(line("2") | change) + "\n")
+    with pytest.raises(ResultsError, match=rf"episodes\.jsonl, line 2: not an episode's line \({message}"):
+        EpisodeLog(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("content", ["", '{"policy"', "[]", "null", '"\\ud83d"', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_a_half_file_is_one_line_with_its_remedy(tmp_path, capsys, name, content):
+    EpisodeLog(tmp_path, IDENTITY).close()
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    if name == "run.json":
+        with pytest.raises(ResultsError, match=r"run\.json: .*choose another vlnr1\.results_dir or delete"):
+            EpisodeLog(tmp_path, IDENTITY)
+        return
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path)])
+    assert ended.value.code == 1
+    assert "summary.json: " in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_an_exports_summary_is_none_of_an_evaluation(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text('{"episodes": 3}')
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "not the summary of an evaluation (policy)" in capsys.readouterr().err
 
 
 def test_results_of_another_protocol_are_refused(tmp_path):

@@ -53,7 +53,7 @@ def check_export(config: DictConfig, source: str, split: str) -> Iterator[Findin
     except (RecordError, OSError, ValueError) as problem:
         yield error(topic, str(problem), f"after that {export}")
         return
-    records = sum(len(episode.actions) for episode in ego.episodes)
+    records = sum(len(episode.steps) for episode in ego.episodes)
     told = f"{len(ego.episodes):,} episodes, {records:,} records"
     if not (root / "summary.json").is_file():
         yield warning(topic, f"{told}: the export has not ended", f"{export} goes on with it")

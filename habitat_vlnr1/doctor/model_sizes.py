@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 ENGINES = ("DDP", "ZeRO-2", "ZeRO-3")
@@ -82,7 +83,7 @@ def architecture(path: str | None, facts: Mapping[str, Any] | None) -> Pretraine
     if path is None:
         return None
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         facts = dict(facts or {})
         return AutoConfig.for_model(**facts) if facts.pop("hub_id", None) == path else None
@@ -122,7 +123,7 @@ def training_memory(
     if engine == "ZeRO-3":
         gathered = 2 * (n if rollouts else min(n, MAX_LIVE)) if gpus > 1 else 0
         return Memory(2 * n / gpus + gathered, reference * 2 * n / gpus, gradients, optimizer)
-    raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+    raise VLNR1Error(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
 
 
 def activations(

@@ -135,7 +135,8 @@ def known_model(config: DictConfig) -> tuple[PretrainedConfig | None, ProcessorM
     facts = OmegaConf.to_container(ours.architecture, resolve=True) if ours.get("architecture") else None
     model_config = architecture(path, facts)
     try:
-        return model_config, AutoProcessor.from_pretrained(path, local_files_only=True), "with the model's tokenizer"
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return model_config, processor, "with the model's tokenizer"
     except (OSError, ValueError):
         patch = 14 if model_config is None else model_config.vision_config.patch_size
         return model_config, counting_processor(patch), "words, digits and marks as one token each: within a per cent"

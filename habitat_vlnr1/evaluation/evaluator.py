@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.evaluation import pictures
 from habitat_vlnr1.evaluation.rows import Row, RowMaker
 from habitat_vlnr1.observations import EXPERT
@@ -101,7 +102,7 @@ def choose_episodes(envs: Any, count: int) -> list[list[tuple[str, str]]]:
     sorted list, so the choice depends on neither seed nor number of environments; -1 stands for all.
     """
     if count == 0 or count < -1:
-        raise ValueError(f"habitat_baselines.test_episode_count must be positive, or -1 for all; got {count}")
+        raise VLNR1Error(f"habitat_baselines.test_episode_count must be positive, or -1 for all; got {count}")
     having: dict[tuple[str, str], list[int]] = {}
     for index in range(envs.num_envs):
         for key in envs.call_at(index, "episode_keys"):

@@ -7,7 +7,7 @@ metres; the map shows x to the right and z downwards, so that heading 0 (looking
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.evaluation.lettering import bundled, stretches, undrawable
 
 INK, GREY, PAPER, PANEL = (33, 37, 46), (122, 129, 142), (250, 249, 246), (236, 238, 242)
 FLOOR, WALL = (255, 255, 255), (74, 82, 98)
@@ -73,12 +74,13 @@ class Replay:
 
 
 def save(replay: Replay, folder: str | Path, fps: int = 4) -> tuple[Path, Path]:
-    """Write `<scene>_<episode_id>.mp4` and `….png` into the folder and return their paths."""
+    """Write `<scene>_<episode_id>.mp4` and `….png` into the folder and return their paths; see `write_beside`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{replay.scene}_{replay.episode_id}")
     video, picture = folder / f"{stem}.mp4", folder / f"{stem}.png"
     sheet(replay).save(picture)
+    write_beside(picture, [replay.instruction, *dict.fromkeys(replay.answers)])
     film = Film(replay)
     with imageio.get_writer(video, fps=fps, quality=8, ffmpeg_log_level="error") as writer:
         for step in range(len(replay.frames)):
@@ -111,6 +113,12 @@ class Film:
         page.picture(self.map.draw(replay.poses if finished else replay.poses[: step + 1]), (696, 60, 1248, 506))
         _answer(page, replay, step, (32, self.words_y), width=1216)
         return page.image
+
+
+def write_beside(picture: Path, texts: Sequence[str]) -> None:
+    """Put the words of a picture into a `.txt` beside it where this machine has no font for some of their letters."""
+    if any(map(undrawable, texts)):
+        picture.with_suffix(".txt").write_text("".join(f"{text}\n" for text in texts if text), encoding="utf-8")
 
 
 def sheet(replay: Replay, columns: int = 4, rows: int = 2) -> Image.Image:
@@ -320,7 +328,7 @@ def _legend(page: Page, x: int, y: int, width: int) -> None:
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The font that comes with Pillow, so that pictures look the same everywhere."""
-    return ImageFont.load_default(size)
+    return bundled()[0].font(size)
 
 
 class Page:
@@ -337,7 +345,8 @@ class Page:
         return other
 
     def length(self, text: str, size: int, bold: bool = False) -> float:
-        return self.draw.textlength(text, font(size)) + (1 if bold else 0)
+        parts = stretches(text)
+        return sum(self.draw.textlength(part, face.font(size)) for part, face in parts) + (1 if bold else 0)
 
     def text(
         self,
@@ -348,19 +357,34 @@ class Page:
         bold: bool = False,
         anchor: str = "la",
     ) -> None:
-        # the built-in font has one weight; a thin stroke makes the other
-        self.draw.text(at, text, fill, font(size), anchor, stroke_width=0.5 if bold else 0)
+        """Write one line; `anchor` says where `at` is: left or right (l, r), ascender (a)."""
+        x, y = at[0] - (self.length(text, size) if anchor[0] == "r" else 0), at[1]
+        baseline = y + font(size).getmetrics()[0]
+        for part, face in stretches(text):
+            # the built-in font has one weight; a thin stroke makes the other
+            self.draw.text((x, baseline), part, fill, face.font(size), "ls", stroke_width=0.5 if bold else 0)
+            x += self.draw.textlength(part, face.font(size))
 
     def wrap(self, text: str, size: int, width: float) -> list[str]:
-        """Break text into lines no wider than `width` pixels (a longer word stands alone)."""
+        """Break text into lines no wider than `width` pixels; a longer word is cut (Chinese has no blanks)."""
         lines, line = [], ""
-        for word in text.split():
+        for word in self._words(text, size, width):
             longer = f"{line} {word}".strip()
             if line and self.length(longer, size) > width:
                 lines.append(line)
                 longer = word
             line = longer
         return [*lines, line] if line else lines
+
+    def _words(self, text: str, size: int, width: float) -> Iterator[str]:
+        for word in text.split():
+            while self.length(word, size) > width and len(word) > 1:
+                fitting = max(1, int(len(word) * width / self.length(word, size)))
+                while fitting > 1 and self.length(word[:fitting], size) > width:
+                    fitting -= 1
+                yield word[:fitting]
+                word = word[fitting:]
+            yield word
 
     def paragraph(
         self, at: tuple[float, float], text: str, size: int, width: float, lines: int | None = None, fill: tuple = INK

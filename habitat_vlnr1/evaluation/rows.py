@@ -24,6 +24,7 @@ from habitat_baselines.common.obs_transformers import apply_obs_transforms_obs_s
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import make_policy
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
 from habitat_vlnr1.results import folder_fingerprint
@@ -77,7 +78,7 @@ class RowMaker:
         rows = {name: self._row(f"vlnr1.eval.policies.{name}", row)
                 for name, row in self.config.vlnr1.eval.policies.items()}  # fmt: skip
         if not rows:
-            raise ValueError("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
+            raise VLNR1Error("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
         for row in rows.values():
             row.policy.to(device).eval()
         return rows
@@ -89,7 +90,7 @@ class RowMaker:
         own = weights is None and name == self.config.habitat_baselines.rl.policy[self.agent.agent_name].name
         policy_class = baseline_registry.get_policy(name)
         if policy_class is None and not own:
-            raise ValueError(f"{key}: no policy {name!r} is registered")
+            raise VLNR1Error(f"{key}: no policy {name!r} is registered")
         file = _pth(weights)
         if file is not None:
             return self._from_pth(key, policy_class, file, deterministic)
@@ -102,7 +103,7 @@ class RowMaker:
         if policy.should_load_agent_state:  # a network of Habitat-Baselines' kind
             baselines = self.config.habitat_baselines
             if not own or not baselines.eval.should_load_ckpt:
-                raise ValueError(
+                raise VLNR1Error(
                     f"{key}: {name} needs weights: {{name: {name}, checkpoint: <file.pth, or folder of ckpt.*.pth>}}"
                     + (f"; there is no ckpt.*.pth in {weights}" if weights else "")
                 )
@@ -117,7 +118,7 @@ class RowMaker:
         keys = [name for name in config.habitat.gym.obs_keys or self.raw_space.spaces if name != EXPERT]
         missing = [name for name in keys if name not in self.raw_space.spaces]
         if missing:
-            raise ValueError(
+            raise VLNR1Error(
                 f"{key}: {file} was trained with the observation {', '.join(missing)}, which is not among "
                 "habitat.gym.obs_keys (depth: vlnr1/sensors=[expert,depth])"
             )
@@ -132,7 +133,7 @@ class RowMaker:
         try:
             policy.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
-            raise ValueError(
+            raise VLNR1Error(
                 f"{key}: {file} holds no weights of {policy_class.__name__} for these observations "
                 f"({str(error).splitlines()[-1].strip()})"
             ) from None

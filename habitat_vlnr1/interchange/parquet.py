@@ -1,28 +1,40 @@
-"""VLN-Ego in Parquet shards, for large or remote training: one row per episode, its JPEGs inside.
+"""VLN-Ego in Parquet shards, for large or remote training: one row per episode, its pictures inside.
 
-    data/train-00000.parquet …      columns: episode_id, scene, instruction, actions, frames, info, descriptions
+    data/train-00000.parquet …      columns: the fields of `Episode`, and the pictures `frames` and `depths`
 
 `datasets.load_dataset(folder)` reads and streams them (`frames` are images), the Hugging Face hub shows them, and
-`ParquetEpisodes` gives the episodes back with every byte of their frames. A row is an episode for the reason that a
+`ParquetEpisodes` gives the episodes back with every byte of their pictures. A row is an episode for the reason that a
 line of `episodes.jsonl` is: a frame is stored once, whatever memory, n and prompt are chosen when it is read.
+
+Columns are derived from the dataclass: text, numbers and tuples of them are columns of that type, anything else is
+JSON. Each shard also says what `meta.json` and `summary.json` say, and how many episodes all shards together have.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tqdm import tqdm
 
-from habitat_vlnr1.records import Episode, RecordError, VLNEgo, check_jpeg
+from habitat_vlnr1.errors import RecordError
+from habitat_vlnr1.files import parse_json, read_json
+from habitat_vlnr1.records import Episode, VLNEgo, check_jpeg, check_picture
 
 if TYPE_CHECKING:
     import pyarrow
 
 FRAMES_PER_SHARD = 10_000  # about 0.6 GB at 640 × 480
 EPISODES_PER_GROUP = 16  # episodes that a reader must load together
+PICTURES = ("frames", "depths")
+ABOUT = b"vlnr1"
+"""Key of a shard's own description among its schema's metadata."""
+_TYPES: dict[Any, str] = {str: "string", int: "int64", float: "float64", bool: "bool"}
+_REMEDY = "write or fetch this shard again"
 
 
 def write_parquet(ego: VLNEgo, output: Path, frames_per_shard: int = FRAMES_PER_SHARD) -> None:
@@ -33,13 +45,20 @@ def write_parquet(ego: VLNEgo, output: Path, frames_per_shard: int = FRAMES_PER_
     """
     data = output / "data"
     data.mkdir(parents=True, exist_ok=True)
-    schema = _schema()
+    schema = _schema(about(ego))
     with tqdm(total=len(ego.episodes), desc="shards", unit="episode") as bar:
         for number, episodes in enumerate(shards(ego.episodes, frames_per_shard)):
             file = data / f"train-{number:05d}.parquet"
             if not file.exists():
                 _write_shard(file, schema, ego, episodes)
             bar.update(len(episodes))
+
+
+def about(ego: VLNEgo) -> dict[str, Any]:
+    """What every shard says about the whole: meta, summary (None: there is none), number of episodes."""
+    summary = ego.root / "summary.json"
+    told = read_json(summary, "export again", RecordError) if summary.is_file() else None
+    return {"meta": ego.meta, "summary": told, "episodes": len(ego.episodes)}
 
 
 def shards(episodes: list[Episode], frames: int) -> Iterator[list[Episode]]:
@@ -56,23 +75,55 @@ def shards(episodes: list[Episode], frames: int) -> Iterator[list[Episode]]:
         yield part
 
 
-def _schema() -> pyarrow.Schema:
-    """Columns as `datasets` describes them, so that it knows `frames` for images."""
+# ------------------------------------------------------------------------------------------------------- columns
+def columns(kind: type[Episode] = Episode) -> dict[str, tuple[str, bool] | None]:
+    """Of each field its column: (type, whether there are several), or None for JSON text."""
+    hints = get_type_hints(kind)
+    return {field.name: _column(hints[field.name]) for field in fields(kind)}
+
+
+def _column(hint: Any) -> tuple[str, bool] | None:
+    if hint in _TYPES:
+        return _TYPES[hint], False
+    inner, *rest = getattr(hint, "__args__", (None,))
+    if getattr(hint, "__origin__", None) is tuple and rest == [...] and inner in _TYPES:
+        return _TYPES[inner], True
+    return None
+
+
+def _schema(told: dict[str, Any]) -> pyarrow.Schema:
+    """Columns as `datasets` describes them, so that it knows pictures for images."""
     from datasets import Features, Image, List, Value
 
-    text = Value("string")
-    columns = {
-        "episode_id": text,
-        "scene": text,
-        "instruction": text,
-        "actions": List(Value("int8")),
-        "frames": List(Image()),
-        "info": text,
-        "descriptions": List(text),
+    features: dict[str, Any] = {}
+    for name, column in columns().items():
+        kind, several = column or ("string", False)
+        features[name] = List(Value(kind)) if several else Value(kind)
+    features |= {name: List(Image()) for name in PICTURES}
+    schema = Features(features).arrow_schema
+    return schema.with_metadata({**schema.metadata, ABOUT: json.dumps(told)})
+
+
+def to_row(episode: Episode) -> dict[str, Any]:
+    """An episode's columns without its pictures."""
+    return {
+        name: getattr(episode, name) if column else json.dumps(getattr(episode, name), ensure_ascii=False)
+        for name, column in columns(type(episode)).items()
     }
-    return Features(columns).arrow_schema
 
 
+def from_row(row: dict[str, Any], kind: type[Episode] = Episode) -> Episode:
+    """The inverse of `to_row`; RecordError where a column is missing or holds something else."""
+    values = {}
+    for name, column in columns(kind).items():
+        if row.get(name) is None:
+            raise RecordError(f"no column {name}: written by an earlier version, or by something else")
+        several = column is not None and column[1]
+        values[name] = tuple(row[name]) if several else row[name] if column else json.loads(row[name])
+    return kind.from_json(values)
+
+
+# ------------------------------------------------------------------------------------------------------- writing
 def _write_shard(file: Path, schema: pyarrow.Schema, ego: VLNEgo, episodes: list[Episode]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -87,43 +138,101 @@ def _write_shard(file: Path, schema: pyarrow.Schema, ego: VLNEgo, episodes: list
 
 
 def _row(ego: VLNEgo, episode: Episode) -> dict[str, Any]:
-    frames = []
-    for step in range(len(episode.actions)):
+    steps = range(len(episode.actions))
+    for step in steps:
         check_jpeg(ego.root / episode.frame(step))
-        frames.append({"bytes": (ego.root / episode.frame(step)).read_bytes(), "path": episode.frame(step)})
-    return {
-        "episode_id": episode.episode_id,
-        "scene": episode.scene,
-        "instruction": episode.instruction,
-        "actions": list(episode.actions),
-        "frames": frames,
-        "info": json.dumps(episode.info, ensure_ascii=False),
-        "descriptions": list(episode.descriptions),
+    with_depth = "depth" in ego.meta or (ego.root / episode.depth(0)).is_file()
+    pictures = {
+        "frames": [_picture(ego, episode.frame(step)) for step in steps],
+        "depths": [_picture(ego, episode.depth(step)) for step in steps if with_depth],
     }
+    return {**to_row(episode), **pictures}
 
 
+def _picture(ego: VLNEgo, path: str) -> dict[str, Any]:
+    try:
+        return {"bytes": (ego.root / path).read_bytes(), "path": path}
+    except OSError as error:
+        raise RecordError(f"{ego.root / path}: cannot be read ({error.strerror}); export again") from None
+
+
+# ------------------------------------------------------------------------------------------------------- reading
 class ParquetEpisodes:
     """The episodes of a folder of shards, one after the other.
 
+    Attributes:
+        meta: of the folder that was written, without `format`. What several processes had exported comes back as one
+            folder, so `num_shards` is left out.
+        summary: its `summary.json`; None: it had none.
+
     Raises:
-        RecordError: there are no shards, or one is damaged or has other columns.
+        RecordError: there are no shards, one is damaged, missing, or has other columns.
     """
 
     def __init__(self, root: Path):
+        import pyarrow.parquet as pq
+
         self.files = sorted((root / "data").glob("*.parquet"))
         if not self.files:
             raise RecordError(f"{root}: no data/*.parquet")
+        count, first = 0, None
+        for file in self.files:
+            with _named(file):
+                opened = pq.ParquetFile(file)
+                count += opened.metadata.num_rows
+                told = self._told(file, opened.schema_arrow)
+            first = first or told
+            if str(told) != str(first):  # a NaN equals no other
+                raise RecordError(f"{file}: of another data set than {self.files[0].name}; {_REMEDY}")
+        if count != first["episodes"]:
+            raise RecordError(
+                f"{root}: its shards have {count} of {first['episodes']} episodes: fetch those that are missing, or "
+                "write them again"
+            )
+        self.meta = {key: value for key, value in first["meta"].items() if key not in ("format", "num_shards")}
+        self.summary: dict[str, Any] | None = first["summary"]
 
-    def episodes(self) -> Iterator[tuple[Episode, list[bytes]]]:
-        """Episodes with the bytes of their JPEGs."""
-        import pyarrow as pa
+    @staticmethod
+    def _told(file: Path, schema: pyarrow.Schema) -> dict[str, Any]:
+        missing = [name for name in (*columns(), *PICTURES) if name not in schema.names]
+        if missing or ABOUT not in (schema.metadata or {}):
+            what = f"no column {missing[0]}" if missing else "nothing about the data set"
+            raise RecordError(f"{what}: written by an earlier version, or by something else")
+        told = parse_json(schema.metadata[ABOUT], str(file), _REMEDY, RecordError)
+        kinds = {"meta": dict, "summary": dict | None, "episodes": int}
+        for key, kind in kinds.items():
+            if not isinstance(told.get(key), kind):
+                raise RecordError(f"{key} is {told.get(key)!r}")
+        return told
+
+    def episodes(self) -> Iterator[tuple[Episode, list[bytes], list[bytes]]]:
+        """Episodes with the bytes of their JPEGs and of their depth images, if they have any."""
         import pyarrow.parquet as pq
 
         for file in self.files:
-            try:
+            with _named(file):
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=EPISODES_PER_GROUP):
                     for row in batch.to_pylist():
-                        row["info"] = json.loads(row["info"])
-                        yield Episode.from_json(row), [frame["bytes"] for frame in row["frames"]]
-            except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-                raise RecordError(f"{file}: {error!r}; write or fetch this shard again") from None
+                        episode = from_row(row)
+                        yield episode, *(self._pictures(episode, name, row[name]) for name in PICTURES)
+
+    @staticmethod
+    def _pictures(episode: Episode, name: str, column: Any) -> list[bytes]:
+        pictures = [(picture or {}).get("bytes") for picture in column or []]
+        if not (name == "depths" and not pictures) and len(pictures) != len(episode.actions):
+            raise RecordError(f"episode {episode.episode_id}: {len(pictures)} {name}, {len(episode.actions)} actions")
+        for step, picture in enumerate(pictures):
+            check_picture(picture, f"episode {episode.episode_id}, {name}, step {step}", png=name == "depths")
+        return pictures
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What is wrong with a shard becomes one line with its name."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        what = error if isinstance(error, RecordError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecordError(f"{file}: {what}; {_REMEDY}") from None

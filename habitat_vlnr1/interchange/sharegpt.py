@@ -16,30 +16,34 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import SEPARATOR, Action, ActionSpace, read_letters
-from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.errors import RecordError
+from habitat_vlnr1.files import is_text, read_json, write_atomically
 from habitat_vlnr1.memory import Uniform
 from habitat_vlnr1.prompt import PromptTemplate
-from habitat_vlnr1.records import Episode, Record, RecordError, Records, check_jpeg, place_frame
+from habitat_vlnr1.records import Episode, Record, Records, check_jpeg, place_frame
 
 IMAGE = "<image>"
 RECORDS_PER_FILE = 20_000
-_INSTRUCTION = re.compile(r"Your instruction is (.+)\.\nYou are provided with:", re.DOTALL)
-_ANGLE = re.compile(r"Turn left ([\d.]+) degrees")
-_STEP = re.compile(r"forward ([\d.]+) cm")
+LABELLED = "labels_of_another_walk"
+"""Key of a record whose answer is not what was done next (DAgger); LLaMA-Factory takes no notice of it."""
+_BEFORE, _AFTER = "Your instruction is ", ".\nYou are provided with:"
+_ANGLE = re.compile(r"Turn left (\S+) degrees")
+_STEP = re.compile(r"forward (\S+) cm")
 _FRAME = re.compile(
     r"(?P<folder>(?:.*/)?(?:ep_(?P<id>[^/]+)/traj_(?P<trajectory>[^/]+)|frames/(?P<scene>[^/]+)/(?P<own_id>[^/]+)))"
-    r"/(?P<stem>step_|)(?P<step>\d+)\.jpe?g"
+    r"/(?P<stem>step_|)(?P<step>\d{1,6})\.jpe?g"
 )
 _GAP = re.compile(r"[\s,]*")
 _CHUNK, _LONGEST = 1 << 20, 1 << 24  # characters read at once; of one record
+_LONGEST_PATH = 4096
 
 
 # ------------------------------------------------------------------------------------------------------ reading
@@ -134,10 +138,9 @@ class ReleasedEpisodes:
 
 
 def _listed_actions(file: Path, walk: _Walk, offset: int) -> list[int]:
-    try:
-        actions = [int(action) for action in json.loads(file.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise RecordError(f"{file}: not a list of action numbers ({error})") from None
+    actions = read_json(file, "fetch it again", RecordError, list)
+    if any(type(action) is not int for action in actions):
+        raise RecordError(f"{file}: not a list of action numbers")
     for step, label in walk.labels.items():
         if label != (actions[step] if step < len(actions) else Action.STOP):
             raise RecordError(
@@ -160,6 +163,8 @@ def read_sharegpt(source: Path, images: Path | None = None, label_offset: int = 
     Raises:
         RecordError: a record is not of this form; the message names file and record.
     """
+    if (source / "dataset_info.json").is_file() and (source / "records").is_dir():  # a folder that we have written
+        source = source / "records"
     files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
         raise RecordError(f"{source}: no such file, or no *.json in it")
@@ -168,39 +173,70 @@ def read_sharegpt(source: Path, images: Path | None = None, label_offset: int = 
         for file in files:
             for number, row in enumerate(_array(file), start=1):
                 try:
-                    _take(row, released)
-                except (RecordError, KeyError, TypeError, IndexError, AttributeError) as error:
-                    what = error if isinstance(error, RecordError) else f"not a ShareGPT record ({error!r})"
-                    raise RecordError(f"{file}, record {number}: {what}") from None
+                    _take(_read_record(row), released)
+                except RecordError as error:
+                    raise RecordError(f"{file}, record {number}: {error}") from None
                 bar.update()
     if not released.walks:
         raise RecordError(f"{source}: no records")
     return released
 
 
-def _take(row: Mapping[str, Any], released: ReleasedEpisodes) -> None:
-    """Put one record to its episode."""
-    question, answer = (turn["value"] for turn in row["conversations"])
-    images = row["images"]
+class _Turns(NamedTuple):
+    """What a record holds: question, answer, and the images' paths."""
+
+    question: str
+    answer: str
+    images: list[str]
+
+
+def _read_record(row: Any) -> _Turns:
+    """Look at a record's form; a system turn before the question is left out, and one image need not stand in a list.
+
+    Raises:
+        RecordError: it is of another form.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
+        raise RecordError("not a ShareGPT record: an object with the lists conversations and images is needed")
+    if row.get(LABELLED):
+        raise RecordError(
+            "its answers are labels of a walk that was not the expert's (DAgger), which this form cannot give back: "
+            "take the VLN-Ego folder itself, or its Parquet"
+        )
+    turns = row["conversations"]
+    if not all(isinstance(turn, dict) and is_text(turn.get("value")) for turn in turns):
+        raise RecordError("every turn of conversations must be an object with the text value")
+    if turns and turns[0].get("from") == "system":
+        turns = turns[1:]
+    if len(turns) != 2:
+        raise RecordError(f"{len(turns)} turns (not counting system), but a question and its answer are needed")
+    images = [row["images"]] if isinstance(row.get("images"), str) else row.get("images")
+    if not isinstance(images, list) or not all(is_text(path) and len(path) <= _LONGEST_PATH for path in images):
+        raise RecordError(f"images must be a list of paths of at most {_LONGEST_PATH} characters")
+    question, answer = (turn["value"] for turn in turns)
     if question.count(IMAGE) != len(images) or not images:
         raise RecordError(f"{question.count(IMAGE)} times {IMAGE}, but {len(images)} images")
+    return _Turns(question, answer, images)
+
+
+def _take(record: _Turns, released: ReleasedEpisodes) -> None:
+    """Put one record to its episode."""
+    question, answer, images = record
     actions = read_letters(answer)
     if not actions or len(actions) != len(answer.split(SEPARATOR)):
-        raise RecordError(f"the answer {answer!r} is not a list of options such as 'A. Move forward 25 cm'")
+        raise RecordError(f"the answer {shortened(answer)} is not a list of options such as 'A. Move forward 25 cm'")
     released.num_actions = released.num_actions or len(actions)
     if len(actions) != released.num_actions:
         raise RecordError(f"{len(actions)} actions, but {released.num_actions} in the first record")
-    if not released.records:
-        if angle := _ANGLE.search(question):
-            released.turn_angle = float(angle[1])
-        if step := _STEP.search(question):
-            released.forward_step = float(step[1]) / 100
+    instruction = _instruction(question)
+    _take_words(question[question.rindex(IMAGE) :], released)
     frame = _FRAME.fullmatch(images[-1])
     if frame is None:
-        raise RecordError(f"{images[-1]!r} is neither ep_<id>/traj_<id>/step_<k>.jpg nor frames/<scene>/<id>/<k>.jpg")
+        raise RecordError(
+            f"{shortened(images[-1])} is neither ep_<id>/traj_<id>/step_<k>.jpg nor frames/<scene>/<id>/<k>.jpg"
+        )
     step, named = int(frame["step"]), images[-1].removeprefix(frame["folder"] + "/")
     named = "step_{}" + Path(named).suffix if frame["stem"] else "{:04d}" + Path(named).suffix
-    instruction = _instruction(question)
     scene = frame["scene"] or _folder_name(frame["folder"])
     walk = _Walk(frame["folder"], scene, frame["trajectory"], named, instruction)
     walk = released.walks.setdefault(frame["id"] or frame["own_id"], walk)
@@ -216,15 +252,33 @@ def _take(row: Mapping[str, Any], released: ReleasedEpisodes) -> None:
     released.records += 1
 
 
+def _take_words(options: str, released: ReleasedEpisodes) -> None:
+    """Steps and angles as the prompt's options say them; no record may say anything else than the first."""
+    step, angle = _STEP.search(options), _ANGLE.search(options)
+    if step is None or angle is None:
+        raise RecordError("its prompt has no options 'forward <number> cm' and 'Turn left <number> degrees'")
+    try:
+        said = float(step[1]) / 100, float(angle[1])
+        ActionSpace(*said)
+    except ValueError as error:
+        raise RecordError(f"the prompt's options are not usable: {error}") from None
+    if not released.records:
+        released.forward_step, released.turn_angle = said
+    elif said != (released.forward_step, released.turn_angle):
+        raise RecordError(
+            f"its prompt says steps of {said[0]:g} m and turns of {said[1]:g} degrees, the first record's "
+            f"{released.forward_step:g} m and {released.turn_angle:g} degrees: convert the sources one by one"
+        )
+
+
 def _instruction(question: str) -> str:
     """The instruction within a prompt: in plain quotes, or as Python's repr has it (an apostrophe changes them)."""
-    found = _INSTRUCTION.search(question)
-    if found is None:
-        raise RecordError("no instruction: the prompt is not that of VLN-Ego ('Your instruction is …')")
-    quoted = found[1].strip()
+    quoted = question.partition(_BEFORE)[2].rpartition(_AFTER)[0].strip()
+    if len(quoted) < 2 or quoted[0] not in "'\"" or quoted[-1] != quoted[0]:
+        raise RecordError("no instruction: the prompt is not that of VLN-Ego (\"Your instruction is '…'\")")
     try:
         text = ast.literal_eval(quoted)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         text = None
     return (text if isinstance(text, str) and repr(text) == quoted else quoted[1:-1]).strip()
 
@@ -245,39 +299,76 @@ def find_folder(root: Path, folder: str) -> Path:
     """
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise RecordError(f"{folder}: a frame's path must not contain ..")
+        raise RecordError(f"{shortened(folder)}: a frame's path must not contain ..")
     for start in range(len(parts)):
         place = root.joinpath(*parts[start:])
-        if place.is_dir():
+        if _is_folder(place):
             return place
     raise RecordError(
-        f"{folder}: no such folder below {root}; set vlnr1.convert.images to the one that holds its ep_… folders"
+        f"{shortened(folder)}: no such folder below {root}; set vlnr1.convert.images to the one that holds its ep_… "
+        "folders"
     )
+
+
+def _is_folder(place: Path) -> bool:
+    try:
+        return place.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL in it
+        return False
+
+
+def shortened(text: str) -> str:
+    """Text of a file within a message."""
+    return repr(text) if len(text) <= 120 else f"{text[:120]!r}…"
 
 
 def _array(file: Path) -> Iterator[Any]:
     """The values of a JSON array, one by one, so that the file may be larger than memory."""
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            yield from _values(file, stream)
+    except UnicodeDecodeError:
+        raise RecordError(f"{file}: {_not_utf8(file)}; save it as UTF-8") from None
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _not_utf8(file: Path) -> str:
+    """Where a file's first byte stands that is not UTF-8."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number}: not UTF-8 (byte {error.start + 1}, {line[error.start]:#x})"
+    return "not UTF-8"
+
+
+def _values(file: Path, stream: TextIO) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     number = 0
-    with file.open(encoding="utf-8") as stream:
-        text = stream.read(_CHUNK).lstrip()
-        if not text.startswith("["):
-            raise RecordError(f"{file}: not a JSON list")
-        at = 1
-        while True:
-            at = _GAP.match(text, at).end()  # type: ignore[union-attr]
-            if text.startswith("]", at):
-                return
-            try:
-                value, at = decode(text, at)
-            except json.JSONDecodeError as error:
-                more = stream.read(_CHUNK)
-                if not more or len(text) - at > _LONGEST:
-                    raise RecordError(f"{file}, record {number + 1}: cut, or not JSON ({error.msg})") from None
-                text, at = text[at:] + more, 0
-                continue
-            number += 1
-            yield value
+    text = stream.read(_CHUNK).lstrip()
+    if not text.startswith("["):
+        raise RecordError(f"{file}: not a JSON list ([{{…}}, …]; JSON lines are not read)")
+    at = 1
+    while True:
+        at = _GAP.match(text, at).end()  # type: ignore[union-attr]
+        if text.startswith("]", at):
+            if text[at + 1 :].strip() or stream.read(_CHUNK).strip():
+                raise RecordError(f"{file}: more stands after the end of its list, at record {number}")
+            return
+        try:
+            value, at = decode(text, at)
+        except json.JSONDecodeError as error:
+            more = stream.read(_CHUNK)
+            if not more or len(text) - at > _LONGEST:
+                raise RecordError(f"{file}, record {number + 1}: cut, or not JSON ({error.msg})") from None
+            text, at = text[at:] + more, 0
+            continue
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists a thousand deep
+            raise RecordError(f"{file}, record {number + 1}: not a ShareGPT record ({error})") from None
+        number += 1
+        yield value
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -290,7 +381,7 @@ def sharegpt_row(record: Record, template: PromptTemplate, space: ActionSpace) -
     if question.count(IMAGE) != len(images):
         raise RecordError(f"episode {record.episode.episode_id}: its instruction contains {IMAGE}")
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": space.format(record.answer)}]
-    return {"conversations": turns, "images": images}
+    return {"conversations": turns, "images": images, **({LABELLED: True} if record.episode.labels else {})}
 
 
 def write_sharegpt(records: Records, template: PromptTemplate, space: ActionSpace, output: Path, name: str) -> None:

@@ -14,19 +14,15 @@ Both are what VLN-CE's own inference writes. Goals play no part, so the split `t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from habitat_vlnr1.errors import SubmissionError
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.results import read_episodes
 
 MOST_STEPS = 500  # of an episode, in VLN-CE
-
-
-class SubmissionError(ValueError):
-    """What a leaderboard would refuse; the message names the episode and what is wrong."""
 
 
 def write_submission(
@@ -62,7 +58,7 @@ def write_submission(
 def r2r_submission(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The states of each episode, the initial one first; `stop` tells whether STOP led to the state."""
     content: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
+    for line in map(_walked, lines):
         states = zip(line["positions"], line["headings"], [None, *line["actions"]], strict=True)
         content[_new(line["episode_id"], content)] = [
             {"position": position, "heading": heading, "stop": action == 0} for position, heading, action in states
@@ -77,15 +73,28 @@ def rxr_submission(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         SubmissionError: an episode has no instruction_id (it is not from RxR), or one occurs twice.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for line in lines:
+    for line in map(_walked, lines):
         number = line.get("instruction_id")
-        if not str(number).isdecimal():
+        if not (str(number).isascii() and str(number).isdecimal() and len(str(number)) < 20):
             raise SubmissionError(
                 f"episode {line['episode_id']}: instruction_id is {number!r}, not a number: is this RxR?"
             )
         path = [p for i, p in enumerate(line["positions"]) if i == 0 or p != line["positions"][i - 1]]
         rows[_new(int(number), rows)] = {"instruction_id": int(number), "path": path}
     return [rows[number] for number in sorted(rows)]
+
+
+def _walked(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The line itself, when it has a walk: an action between each state and the next."""
+    positions, headings, actions = (line.get(key) for key in ("positions", "headings", "actions"))
+    if not all(isinstance(column, list) for column in (positions, headings, actions)):
+        raise SubmissionError(f"episode {line['episode_id']}: it lacks positions, headings or actions; evaluate again")
+    if not len(positions) == len(headings) == len(actions) + 1:
+        raise SubmissionError(
+            f"episode {line['episode_id']}: {len(positions)} positions, {len(headings)} headings and {len(actions)} "
+            "actions do not belong together; evaluate again"
+        )
+    return line
 
 
 def _new(key: Any, known: Mapping[Any, Any]) -> Any:
@@ -148,7 +157,7 @@ def _point(value: Any, what: str) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _complete(names: Iterable[str], expected: Iterable[str] | None) -> None:

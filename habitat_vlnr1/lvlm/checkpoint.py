@@ -24,16 +24,13 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.errors import CheckpointError, VLNR1Error
+from habitat_vlnr1.files import read_json, write_atomically
 
 CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1
 ADAPTER_FILE = "adapter_config.json"
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, broken, or of another kind than needed; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,11 @@ class ModelCard:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> ModelCard:
         if row.get("format") != CARD_FORMAT:
-            raise ValueError(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
+            raise VLNR1Error(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
+        kinds = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None, "info": dict}
+        for key, kind in kinds.items():
+            if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
+                raise VLNR1Error(f"{key} is {row[key]!r}")
         return cls(
             space=ActionSpace(row["forward_step"], row["turn_angle"]),
             num_actions=row["num_actions"],
@@ -108,18 +109,19 @@ def load(
     source = _existing(path)
     if adapter is None and (Path(source) / ADAPTER_FILE).is_file():
         adapter, source = source, _existing(_base_of_adapter(Path(source)))
-    kind = _quietly(AutoConfig.from_pretrained, source).model_type
+    kind = _quietly(AutoConfig.from_pretrained, source, trust_remote_code=False).model_type
     if kind not in SUPPORTED:
         raise CheckpointError(
             f"{source}: model type {kind!r} is not supported; it must be one of {', '.join(SUPPORTED)}"
         )
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     model = _quietly(AutoModelForImageTextToText.from_pretrained, source, **options)
     # An adapter folder that we wrote has the processor too (with the pixel limit that was trained with).
     own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
-    processor = _quietly(AutoProcessor.from_pretrained, os.fspath(adapter) if own else source)
+    place = os.fspath(adapter) if own else source
+    processor = _quietly(AutoProcessor.from_pretrained, place, trust_remote_code=False)
     if adapter is not None:
         from peft import PeftModel
 
@@ -182,11 +184,13 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
     file = Path(path) / CARD_FILE
     if not file.is_file():
         return None
+    remedy = "restore the file or save the checkpoint again"
+    row = read_json(file, remedy, CheckpointError)
     try:
-        return ModelCard.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return ModelCard.from_json(row)
     except (ValueError, KeyError, TypeError) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{file}: {what}; restore the file or save the checkpoint again") from None
+        raise CheckpointError(f"{file}: {what}; {remedy}") from None
 
 
 def check_card(card: ModelCard | None, space: ActionSpace, *, allow: bool = False) -> None:
@@ -238,8 +242,9 @@ def _existing(path: str | os.PathLike[str]) -> str:
 
 
 def _base_of_adapter(folder: Path) -> str:
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    adapter = read_json(folder / ADAPTER_FILE, "restore the file or save the checkpoint again", CheckpointError)
+    base = adapter.get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise CheckpointError(f"{folder / ADAPTER_FILE}: no base_model_name_or_path; load the base and pass adapter=")
     return base
 

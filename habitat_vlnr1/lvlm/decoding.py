@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from habitat_vlnr1.actions import Action, read_letters
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
@@ -102,7 +103,7 @@ class ActionDecoder:
         seed: int = 0,
     ):
         if temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
+            raise VLNR1Error(f"temperature must be 0 (greedy) or positive, got {temperature}")
         speed_up_vision(model)
         self.model = model
         self.encoder = encoder

@@ -16,10 +16,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.image_utils import SizeDict
 
+from habitat_vlnr1.errors import VLNR1Error
+
 Frame = str | Path | np.ndarray
 
 
-class FrameError(ValueError):
+class FrameError(VLNR1Error):
     """A frame that cannot be read or has a wrong shape; the message names it."""
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 
 ACTIONS = tuple(Action)
 Tokens = tuple[int, ...]
 
 
-class GrammarError(ValueError):
+class GrammarError(VLNR1Error):
     """A tokenizer under which the option letters are no single decisions."""
 
 

@@ -27,8 +27,10 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.fast_vision import core_of
 from habitat_vlnr1.lvlm.frames import Frame, FrameCutter
+from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.lvlm.query import Query, common_beginning
 from habitat_vlnr1.prompt import PromptTemplate
 
@@ -85,6 +87,7 @@ class PromptEncoder:
             limit_pixels(processor, max_pixels)
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        self.plain_text = PlainText(self.tokenizer)
         self.template = template
         self.num_actions = num_actions
         self.space = space
@@ -115,7 +118,7 @@ class PromptEncoder:
             keys: identities of the frames, such as (rollout, step); files are their own keys.
         """
         if not frames:
-            raise ValueError("a prompt needs at least the current frame")
+            raise VLNR1Error("a prompt needs at least the current frame")
         keys = [f if not isinstance(f, np.ndarray) else None for f in frames] if keys is None else keys
         cut = tuple(self.cutter.cut(frame, key) for frame, key in zip(frames, keys, strict=True))
         pieces = self._pieces(instruction, len(frames) - 1)
@@ -125,7 +128,7 @@ class PromptEncoder:
     def answer_ids(self, answer: Sequence[Action] | str) -> tuple[int, ...]:
         """Tokens of an answer (actions in their words, or free text) with the end token, without its newline."""
         text = answer if isinstance(answer, str) else self.space.format(answer)
-        return (*self._tokenize(text), self.end_id)
+        return (*self._tokenize(*self.plain_text.guard(text)), self.end_id)
 
     def prompts(
         self, queries: Sequence[Query], device: torch.device | str = "cpu", *, single_slot: bool | None = None
@@ -200,19 +203,17 @@ class PromptEncoder:
 
     def _pieces_now(self, instruction: str, num_history: int) -> tuple[tuple[int, ...], ...]:
         """Token ids of the chat text before, between and after its images."""
+        instruction, mark = self.plain_text.guard(instruction)
         messages = self.template.messages(instruction, num_history, self.num_actions, self.space)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         texts = text.split(self.image_token)
         if len(texts) != num_history + 2:
-            raise ValueError(
-                f"the prompt has {len(texts) - 1} images for {num_history + 1} frames: "
-                f"does the instruction {instruction!r} contain {self.image_token}?"
-            )
-        return tuple(self._tokenize(piece) for piece in texts)
-
-    def _tokenize_now(self, text: str) -> tuple[int, ...]:
+            raise VLNR1Error(f"the prompt has {len(texts) - 1} images for {num_history + 1} frames")
         # Special tokens are cut out before anything else, so the text beside them tokenises alone as in the whole.
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(self._tokenize(piece, mark) for piece in texts)
+
+    def _tokenize_now(self, text: str, mark: str = "") -> tuple[int, ...]:
+        return self.plain_text.ids(text, mark)
 
     def _lay_out(
         self, pieces: Sequence[Sequence[int]], grids: Sequence[tuple[int, int]]
@@ -301,7 +302,7 @@ def limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
     images = processor.image_processor
     cell = (images.patch_size * images.merge_size) ** 2
     if max_pixels < cell:
-        raise ValueError(f"max_pixels must be at least one visual token, {cell} pixels, got {max_pixels}")
+        raise VLNR1Error(f"max_pixels must be at least one visual token, {cell} pixels, got {max_pixels}")
     images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
 
 

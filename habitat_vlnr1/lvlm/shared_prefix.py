@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_images, pick_features, speed_up_vision
 
 
@@ -55,7 +56,7 @@ def _forward_shared(
     if prefix_input_ids is None:
         return stock(*args, **kwargs)
     if self.training and self.is_activation_checkpointing:
-        raise ValueError("shared prompts need keys and values, which gradient checkpointing drops: switch one off")
+        raise VLNR1Error("shared prompts need keys and values, which gradient checkpointing drops: switch one off")
     for name in ("use_cache", "past_key_values", "mm_token_type_ids"):
         kwargs.pop(name, None)
     images = encode_images(

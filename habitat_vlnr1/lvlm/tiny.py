@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from habitat_vlnr1.actions import SEPARATOR, ActionSpace
+from habitat_vlnr1.errors import VLNR1Error
 
 PATCH, MERGE = 14, 2
 CELL = PATCH * MERGE  # side in pixels of one merged visual token
@@ -143,7 +144,7 @@ def build_tokenizer(texts: Iterable[str], space: ActionSpace, vocab_size: int = 
 def build_processor(tokenizer: Qwen2Tokenizer, image_size: int) -> Qwen2VLProcessor:
     """A Qwen2-VL processor whose images have at most `image_size`² pixels."""
     if image_size < CELL or image_size % CELL:
-        raise ValueError(f"image_size must be a multiple of {CELL} pixels, got {image_size}")
+        raise VLNR1Error(f"image_size must be a multiple of {CELL} pixels, got {image_size}")
     size = {"shortest_edge": CELL * CELL, "longest_edge": image_size * image_size}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
@@ -175,7 +176,7 @@ def build_tiny(
         seed: seeds the weights.
     """
     if size not in SIZES:
-        raise ValueError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
+        raise VLNR1Error(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
     # Option letters as the tokenizer meets them in an answer.
     texts = [*texts, *space.options(), "A", "B", "C", "D"]
     tokenizer = build_tokenizer(texts, space, vocab_size)

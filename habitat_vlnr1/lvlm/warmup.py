@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.inputs import Described, PromptEncoder, SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Record, Records
@@ -64,7 +65,7 @@ def warm_up(
     """
     rows = records.rows(steps_per_row, lambda episode, step: bool(episode.descriptions))
     if not rows:
-        raise ValueError(
+        raise VLNR1Error(
             "the vision warm-up needs descriptions, and no episode has any: export with "
             "vlnr1.export.describe=true, or switch the warm-up off"
         )

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.errors import MissingFileError, VLNR1Error
+
 _CONFIG_PACKAGES = ("omegaconf", "habitat", "habitat_baselines", "habitat_vlnr1")
 
 
@@ -49,18 +51,18 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise MissingFileError(f"{path}: no such checkpoint")
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_config_class(name), name) for name in names]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise ValueError("it holds no state_dict")
+            raise VLNR1Error("it holds no state_dict")
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # PyTorch's message is a page with the cause in one of its lines.
         found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
         reason = found[1] if found else (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a Habitat-Baselines checkpoint that can be read safely: {reason}") from None
+        raise VLNR1Error(f"{path}: not a Habitat-Baselines checkpoint that can be read safely: {reason}") from None
     if isinstance(checkpoint.get("config"), DictConfig):
         checkpoint["config"] = OmegaConf.to_container(checkpoint["config"], enum_to_str=True)
     return checkpoint
@@ -75,7 +77,7 @@ def _config_class(name: str) -> Any:
         found = getattr(import_module(module), attribute, None)
         if dataclasses.is_dataclass(found) or (isinstance(found, type) and module.startswith("omegaconf.")):
             return found
-    raise ValueError(f"it holds {name}, which is neither weights nor config")
+    raise VLNR1Error(f"it holds {name}, which is neither weights nor config")
 
 
 def write_pth(path: str | os.PathLike[str], checkpoint: dict[str, Any]) -> None:

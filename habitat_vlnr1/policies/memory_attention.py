@@ -14,6 +14,7 @@ from gym import spaces
 from habitat_baselines.common.baseline_registry import baseline_registry
 from torch import Tensor, nn
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.obs_transform import memory_frames
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, MEMORY, MEMORY_STEPS
 from habitat_vlnr1.policies.vlnce.encoders import attend
@@ -32,7 +33,7 @@ class MemoryAttentionNet(VLNNet):
     def __init__(self, observation_space: spaces.Dict, net: Any):
         missing = [key for key in ("rgb", CLOCK, MEMORY, MEMORY_STEPS) if key not in observation_space.spaces]
         if missing:
-            raise ValueError(
+            raise VLNR1Error(
                 f"MemoryAttentionPolicy needs the observation {', '.join(missing)}: add rgb and vlnr1_clock to "
                 "habitat.gym.obs_keys and long_short_memory to the policy's obs_transforms"
             )

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import make_policy
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION
 from habitat_vlnr1.policies.scripted import ScriptedPolicy
 from habitat_vlnr1.results import folder_fingerprint
@@ -70,7 +71,7 @@ class Probability(Rule):
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or (self.every is not None and self.every < 1):
-            raise ValueError(f"share must be in 0 … 1, and every at least 1 or null: {self}")
+            raise VLNR1Error(f"share must be in 0 … 1, and every at least 1 or null: {self}")
 
     def helps(self, observations: Mapping[str, Tensor], lead: Policy) -> list[bool]:
         told = observations[INSTRUCTION].cpu().numpy()
@@ -99,7 +100,7 @@ class Confidence(Rule):
 
     def helps(self, observations: Mapping[str, Tensor], lead: Policy) -> list[bool]:
         if not hasattr(lead, "confidence"):
-            raise ValueError(f"vlnr1.mixture.rule confidence: {type(lead).__name__} does not say how sure it is")
+            raise VLNR1Error(f"vlnr1.mixture.rule confidence: {type(lead).__name__} does not say how sure it is")
         return [sure < self.below for sure in lead.confidence(observations)]
 
 
@@ -115,7 +116,7 @@ class Collisions(Rule):
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= self.window or self.steps < 1:
-            raise ValueError(f"collisions needs 1 <= count <= window and steps of at least 1: {self}")
+            raise VLNR1Error(f"collisions needs 1 <= count <= window and steps of at least 1: {self}")
 
     def helps(self, observations: Mapping[str, Tensor], lead: Policy) -> list[bool]:
         return [step < self._until.get(rollout, 0) for rollout, step in observations[CLOCK].tolist()]
@@ -123,7 +124,7 @@ class Collisions(Rule):
     def note(self, clocks: Sequence[Sequence[int]], infos: Sequence[Mapping[str, Any]]) -> None:
         for (rollout, step), info in zip(clocks, infos, strict=True):
             if "collisions" not in info:
-                raise ValueError("vlnr1.mixture.rule collisions: add habitat's measure `collisions` to the task")
+                raise VLNR1Error("vlnr1.mixture.rule collisions: add habitat's measure `collisions` to the task")
             recent = self._recent.setdefault(rollout, deque(maxlen=self.window))
             recent.append(bool(info["collisions"]["is_collision"]))
             if sum(recent) >= self.count:
@@ -146,11 +147,11 @@ class Disagreement(Rule):
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= self.window:
-            raise ValueError(f"disagreement needs 1 <= count <= window: {self}")
+            raise VLNR1Error(f"disagreement needs 1 <= count <= window: {self}")
 
     def helps(self, observations: Mapping[str, Tensor], lead: Policy) -> list[bool]:
         if isinstance(lead, MixturePolicy) or not hasattr(lead, "actions"):
-            raise ValueError(
+            raise VLNR1Error(
                 f"vlnr1.mixture.rule disagreement: {type(lead).__name__} does not say what it would do before it acts"
             )
         rollouts = observations[CLOCK][:, 0].tolist()
@@ -190,11 +191,11 @@ def make_rule(name: str, **options: Any) -> Rule:
         ValueError: no such rule, or it does not take these options.
     """
     if name not in RULES:
-        raise ValueError(f"unknown vlnr1.mixture.rule {name!r}; choose one of {', '.join(RULES)}")
+        raise VLNR1Error(f"unknown vlnr1.mixture.rule {name!r}; choose one of {', '.join(RULES)}")
     try:
         return RULES[name](**options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"vlnr1.mixture.rule {name}: {error}") from None
+        raise VLNR1Error(f"vlnr1.mixture.rule {name}: {error}") from None
 
 
 @baseline_registry.register_policy
@@ -230,7 +231,7 @@ class MixturePolicy(ScriptedPolicy):
     ) -> MixturePolicy:
         mixture = config.vlnr1.mixture
         if mixture is None:
-            raise ValueError("MixturePolicy needs vlnr1.mixture={lead: …, helper: …, rule: {name: …}}")
+            raise VLNR1Error("MixturePolicy needs vlnr1.mixture={lead: …, helper: …, rule: {name: …}}")
         options = OmegaConf.to_container(mixture.rule, resolve=True)
         if options["name"] == "probability":
             options.setdefault("seed", config.habitat.seed)

@@ -18,6 +18,7 @@ from habitat_baselines.rl.ppo.policy import Policy, PolicyActionData
 from torch import Tensor, nn
 
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION
 
 
@@ -39,12 +40,12 @@ class ScriptedPolicy(nn.Module, Policy):
         Policy.__init__(self, action_space)
         missing = [key for key in self.needs if key not in observation_space.spaces]
         if missing:
-            raise ValueError(
+            raise VLNR1Error(
                 f"{type(self).__name__} needs the observation {', '.join(missing)}; add its lab sensor to "
                 "habitat.task.lab_sensors and its name to habitat.gym.obs_keys"
             )
         if getattr(action_space, "n", None) != len(Action):
-            raise ValueError(f"{type(self).__name__} needs the {len(Action)} VLN actions, got {action_space}")
+            raise VLNR1Error(f"{type(self).__name__} needs the {len(Action)} VLN actions, got {action_space}")
         # Habitat's updater reads the device from the first parameter and optimises what requires a gradient.
         self._device_marker = nn.Parameter(torch.empty(0), requires_grad=False)
 

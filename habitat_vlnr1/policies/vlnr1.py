@@ -20,6 +20,7 @@ from torch import Tensor
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import make_decoder
+from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.obs_transform import memory_frames
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, MEMORY, MEMORY_STEPS, decode_text
 from habitat_vlnr1.policies.scripted import ScriptedPolicy
@@ -65,7 +66,7 @@ class VLNR1Policy(ScriptedPolicy):
     ):
         super().__init__(observation_space, action_space)
         if not 1 <= execute_horizon <= decoder.num_actions:
-            raise ValueError(
+            raise VLNR1Error(
                 f"vlnr1.decoding.execute_horizon is {execute_horizon}, but the model predicts "
                 f"{decoder.num_actions} actions: choose 1 … {decoder.num_actions}"
             )
@@ -84,7 +85,7 @@ class VLNR1Policy(ScriptedPolicy):
         named = config.vlnr1.checkpoint
         path = resolve(named) if named else newest_checkpoint(config.habitat_baselines.checkpoint_folder)
         if path is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no checkpoint in {config.habitat_baselines.checkpoint_folder}: train first, or name one with "
                 "vlnr1.checkpoint=<folder or hub id>"
             )
@@ -113,7 +114,7 @@ class VLNR1Policy(ScriptedPolicy):
         self._ask(observations)
         plans = [(self._plans[rollout], step) for rollout, step in observations[CLOCK].tolist()]
         if not all(plan.log_probs for plan, _ in plans):
-            raise ValueError("how sure a model is can be said with vlnr1.decoding.constrained=true only")
+            raise VLNR1Error("how sure a model is can be said with vlnr1.decoding.constrained=true only")
         return [math.exp(plan.log_probs[step - plan.step]) for plan, step in plans]
 
     def forget(self, rollouts: Sequence[int]) -> None:

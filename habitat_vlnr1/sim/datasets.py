@@ -21,6 +21,8 @@ from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from habitat_vlnr1.errors import MissingFileError, VLNR1Error
+from habitat_vlnr1.files import printable
 from habitat_vlnr1.results import LeftOut
 from habitat_vlnr1.sim.episode_files import (
     SCENES_PREFIX,
@@ -65,7 +67,7 @@ for _name, _node in (("vlnce", VLNCEDatasetConfig), ("rxr_vlnce", RxRVLNCEDatase
     ConfigStore.instance().store(package="habitat.dataset", group="habitat/dataset", name=_name, node=_node)
 
 
-class EmptyShard(ValueError):
+class EmptyShard(VLNR1Error):
     """There are fewer scenes than shards, and this shard has none."""
 
 
@@ -125,30 +127,33 @@ class VLNCEDataset(Dataset):
 
     def _read(self, content: Any, scenes_dir: str | None, config: DictConfig | None = None, role: str = "") -> None:
         if not isinstance(content, dict) or not isinstance(content.get("episodes"), list):
-            raise ValueError(f"{self._path}: no list 'episodes' at the top; is this an episode file?")
+            raise VLNR1Error(f"{self._path}: no list 'episodes' at the top; is this an episode file?")
         seen = {episode.episode_id for episode in self.episodes}
         bad: list[LeftOut] = []
         for index, raw in enumerate(content["episodes"]):
             entry = raw if isinstance(raw, dict) else {}
             try:
                 if not entry:
-                    raise ValueError("not an object")
+                    raise VLNR1Error("not an object")
                 episode = self._parse(raw, scenes_dir, config, role)
                 if episode is None:
                     continue
                 if episode.episode_id in seen:
-                    raise ValueError("this episode_id occurs twice")
+                    raise VLNR1Error("this episode_id occurs twice")
             except ValueError as error:
-                scene = str(entry.get("scene_id", "?")).removeprefix(SCENES_PREFIX)
+                scene = printable(entry.get("scene_id", "?")).removeprefix(SCENES_PREFIX)
                 reason = f"entry {index} of {os.path.basename(self._path)}: {error}"
-                bad.append(LeftOut(str(entry.get("episode_id", "?")), scene, reason))
+                bad.append(LeftOut(printable(entry.get("episode_id", "?")), scene, reason))
                 continue
             seen.add(episode.episode_id)
             self.episodes.append(episode)
         if bad and len(bad) == len(content["episodes"]):
-            raise ValueError(f"{self._path}: no usable episode ({bad[0].reason}); is this the right file?")
+            raise VLNR1Error(f"{self._path}: no usable episode ({bad[0].reason}); is this the right file?")
         self.left_out += bad
-        words = (content.get("instruction_vocab") or {}).get("word_list")
+        vocabulary = content.get("instruction_vocab") or {}
+        words = vocabulary.get("word_list") if isinstance(vocabulary, dict) else vocabulary
+        if words and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+            raise VLNR1Error(f"{self._path}: instruction_vocab.word_list must be a list of words; fetch it again")
         self.instruction_vocab = VocabDict(word_list=words) if words else None
 
     def _filter(self, config: DictConfig) -> None:
@@ -159,7 +164,7 @@ class VLNCEDataset(Dataset):
             wanted = {str(name) for name in config.episode_ids}
             unknown = sorted(wanted - {episode.episode_id for episode in [*self.episodes, *self.left_out]})
             if unknown:
-                raise ValueError(
+                raise VLNR1Error(
                     f"{self._path}: no episode {', '.join(unknown[:5])} in split {config.split}; "
                     "correct habitat.dataset.episode_ids"
                 )
@@ -168,13 +173,13 @@ class VLNCEDataset(Dataset):
         if config.get("max_episodes") is not None:
             self.episodes = self.episodes[: config.max_episodes]
         if not self.episodes:
-            raise ValueError(f"{self._path}: no episode is left; check the filters of habitat.dataset")
+            raise VLNR1Error(f"{self._path}: no episode is left; check the filters of habitat.dataset")
 
     def _keep_shard(self, shard: int, num_shards: int) -> None:
         """Keep one part of the scenes. The parts depend on the file and the filters alone, and hold about as many
         episodes each: the largest scene first, each goes to the part that has fewest episodes."""
         if not 0 <= shard < num_shards:
-            raise ValueError(f"shard {shard} of {num_shards}: shards count from 0 to num_shards - 1")
+            raise VLNR1Error(f"shard {shard} of {num_shards}: shards count from 0 to num_shards - 1")
         if num_shards == 1:
             return
         sizes: dict[str, int] = {}
@@ -206,7 +211,7 @@ class VLNCEDataset(Dataset):
         """
         problem = self.ground_truth_problem(episode_id)
         if problem:
-            raise ValueError(
+            raise VLNR1Error(
                 f"{', '.join(self._gt_paths.values())}: episode {episode_id}: {problem}; take the file that belongs "
                 "to the episodes, or set habitat.dataset.gt_path=null"
             )
@@ -230,7 +235,7 @@ class VLNCEDataset(Dataset):
             with collector_paused():
                 content = read_json_gz(path, ground_truth_or_reason)
             if not isinstance(content, dict):
-                raise ValueError(f"{path}: not an object {{episode_id: …}}; is this a ground-truth file?")
+                raise VLNR1Error(f"{path}: not an object {{episode_id: …}}; is this a ground-truth file?")
             for episode in self.episodes:
                 entry = content.get(episode.episode_id)
                 if entry is not None and (getattr(episode.instruction, "role", None) or "") == role:
@@ -249,7 +254,7 @@ class VLNCEDataset(Dataset):
 
 def _existing_ground_truth(path: str) -> str:
     if not os.path.exists(path):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: no such file; fetch it, or measure nDTW against reference_path with habitat.dataset.gt_path=null"
         )
     return path
@@ -271,7 +276,7 @@ class RxRVLNCEDataset(VLNCEDataset):
     def _parse(self, raw: dict[str, Any], scenes_dir: str | None, config: Any, role: str) -> VLNEpisode | None:
         words = raw.get("instruction")
         if isinstance(words, dict):
-            if config is not None and words.get("language") in set(LANGUAGES) - self._languages:
+            if config is not None and words.get("language") in sorted(set(LANGUAGES) - self._languages):
                 return None
             times = words.get("timed_instruction") if config is None or config.timed_instructions else None
             raw = {**raw, "instruction": {**words, "role": role or None, "timed_instruction": times}}
@@ -282,8 +287,8 @@ def _matching(patterns: Sequence[str], known: Sequence[str], key: str) -> list[s
     """The known names that some pattern matches, in their own order."""
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in known):
-            raise ValueError(f"{key}: {pattern!r} matches none of {', '.join(known)}")
+            raise VLNR1Error(f"{key}: {pattern!r} matches none of {', '.join(known)}")
     found = [name for name in known if any(fnmatch(name, pattern) for pattern in patterns)]
     if not found:
-        raise ValueError(f"{key} is empty: name at least one of {', '.join(known)}")
+        raise VLNR1Error(f"{key} is empty: name at least one of {', '.join(known)}")
     return found

@@ -14,6 +14,7 @@ from habitat_baselines.common.env_factory import VectorEnvFactory
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.observations import INSTRUCTION
 from habitat_vlnr1.results import left_out_text
 from habitat_vlnr1.sim import register_sim
@@ -30,7 +31,8 @@ def make_scenes(config: DictConfig) -> None:
         try:
             hydra.utils.call(scenes)
         except InstantiationException as error:
-            raise (error.__cause__ or error) from None  # the maker's own line, not Hydra's around it
+            cause = error.__cause__ or error  # the maker's own line, not Hydra's around it
+            raise (VLNR1Error(cause) if isinstance(cause, ValueError) else cause) from None
 
 
 def split_episodes(episodes: Sequence[E], parts: int) -> list[list[E]]:
@@ -57,21 +59,21 @@ def open_dataset(config: DictConfig) -> VLNCEDataset:
     register_sim()
     dataset = make_dataset(config.dataset.type, config=config.dataset)
     scenes = dict.fromkeys(episode.scene_id for episode in dataset.episodes)
-    missing = {scene for scene in scenes if not os.path.exists(scene)}
+    missing = {scene for scene in scenes if not os.path.isfile(scene)}
     if len(missing) == len(scenes):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{min(missing)}: no such scene, nor any other of the {len(scenes)} needed; put the scenes below "
             f"habitat.dataset.scenes_dir={config.dataset.scenes_dir}"
         )
     if "distance_to_goal" in config.task.measurements and not any(episode.goals for episode in dataset.episodes):
-        raise ValueError(
+        raise VLNR1Error(
             f"{len(dataset.episodes)} episodes of split {config.dataset.split} have no goal (first: "
             f"{dataset.episodes[0].episode_id}); a split without goals needs vlnr1/task=r2r_test or rxr_test"
         )
     reasons = {episode.episode_id: _why_unwalkable(episode, dataset, missing, config) for episode in dataset.episodes}
     dataset.leave_out({name: reason for name, reason in reasons.items() if reason}, config.dataset.scenes_dir)
     if not dataset.episodes:
-        raise ValueError(f"no episode can be walked; {left_out_text(dataset.left_out)[0]}")
+        raise VLNR1Error(f"no episode can be walked; {left_out_text(dataset.left_out)[0]}")
     return dataset
 
 
@@ -135,7 +137,7 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         make_scenes(config)  # our trainers have done so before; Habitat's own have not
         number = config.habitat_baselines.num_environments
         if number < 1:
-            raise ValueError(f"habitat_baselines.num_environments is {number}: at least 1 is needed")
+            raise VLNR1Error(f"habitat_baselines.num_environments is {number}: at least 1 is needed")
         dataset = open_dataset(config.habitat)
         for line in left_out_text(dataset.left_out):
             logger.warning(f"split {config.habitat.dataset.split}: left out: {line}")

@@ -18,10 +18,12 @@ import numpy as np
 from habitat.tasks.nav.nav import NavigationGoal
 from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 
-from habitat_vlnr1.files import is_folder_name
+from habitat_vlnr1.errors import MissingFileError, VLNR1Error
+from habitat_vlnr1.files import LONGEST_NAME, is_folder_name, is_text, printable
 
 SCENES_PREFIX = "data/scene_datasets/"
 LOOKS = (4, 5)  # RxR-CE's LOOK_UP and LOOK_DOWN, which the four actions of this task lack
+_OPTIONAL: dict[str, type] = {"goals": list, "reference_path": list, "info": dict}
 _EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
 
 
@@ -58,17 +60,19 @@ class GroundTruth:
         """The entry {"actions": […], "locations": [[x, y, z], …]}; ValueError says what is wrong with it."""
         missing = [key for key in ("actions", "locations") if key not in entry]
         if missing:
-            raise ValueError(f"missing {', '.join(missing)}")
+            raise VLNR1Error(f"missing {', '.join(missing)}")
         try:
             recorded = [int(action) for action in entry["actions"]]
+            if recorded != entry["actions"]:
+                raise VLNR1Error
             locations = np.asarray(entry["locations"], dtype=np.float64)
-        except (TypeError, ValueError):
-            raise ValueError("actions must be whole numbers, locations [n, 3] numbers") from None
+        except (TypeError, ValueError, OverflowError):
+            raise VLNR1Error("actions must be whole numbers, locations [n, 3] numbers") from None
         actions = tuple(action for action in recorded if action not in LOOKS)
         if not actions or actions[-1] != 0 or 0 in actions[:-1] or not set(actions) <= {0, 1, 2, 3}:
-            raise ValueError("actions must be 0 to 5 and end in the one 0")
+            raise VLNR1Error("actions must be 0 to 5 and end in the one 0")
         if locations.ndim != 2 or locations.shape[1] != 3 or not len(locations) or not np.isfinite(locations).all():
-            raise ValueError("locations must be [n, 3] finite numbers")
+            raise VLNR1Error("locations must be [n, 3] finite numbers")
         return cls(locations, actions, len(recorded) - len(actions))
 
 
@@ -97,16 +101,18 @@ def read_json_gz(path: str, hook: Callable[[dict[str, Any]], Any] | None = None)
         hook: what stands in each object's place (`object_hook` of `json.loads`).
     """
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file; download or generate the data, or set habitat.dataset")
+        raise MissingFileError(f"{path}: no such file; download or generate the data, or set habitat.dataset")
     try:
         with gzip.open(path, "rb") as file:
             return json.loads(file.read(), object_hook=hook)
     except gzip.BadGzipFile:
-        raise ValueError(f"{path}: not a gzip file (a Git LFS pointer or an error page?); fetch it again") from None
+        raise VLNR1Error(f"{path}: not a gzip file (a Git LFS pointer or an error page?); fetch it again") from None
     except (EOFError, zlib.error):
-        raise ValueError(f"{path}: the gzip stream is cut or damaged; fetch it again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); fetch it again") from None
+        raise VLNR1Error(f"{path}: the gzip stream is cut or damaged; fetch it again") from None
+    except OSError as error:
+        raise VLNR1Error(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise VLNR1Error(f"{path}: not valid JSON ({error}); fetch it again") from None
 
 
 @contextmanager
@@ -126,17 +132,17 @@ def _vector(value: Any, length: int, name: str) -> list[float]:
     """`value` as `length` finite floats, or ValueError."""
     try:
         vector = [float(x) for x in value] if not isinstance(value, str) else []
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be {length} numbers, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise VLNR1Error(f"{name} must be {length} numbers, got {printable(repr(value))}") from None
     if len(vector) != length or not all(map(math.isfinite, vector)):
-        raise ValueError(f"{name} must be {length} finite numbers, got {value!r}")
+        raise VLNR1Error(f"{name} must be {length} finite numbers, got {printable(repr(value))}")
     return vector
 
 
 def _rotation(value: Any) -> list[float]:
     rotation = _vector(value, 4, "start_rotation")
     if abs(math.hypot(*rotation) - 1) > 0.01:
-        raise ValueError(f"start_rotation must be a unit quaternion [x, y, z, w], got {value!r}")
+        raise VLNR1Error(f"start_rotation must be a unit quaternion [x, y, z, w], got {printable(repr(value))}")
     return rotation
 
 
@@ -145,20 +151,29 @@ def scene_path(scene_id: str, scenes_dir: str | None) -> str:
     """Where the scene is; ValueError when that is not below the scenes' folder."""
     scene = scene_id.removeprefix(SCENES_PREFIX)
     path = PurePosixPath(scene)
-    if path.is_absolute() or ".." in path.parts or not is_folder_name(path.stem):
-        raise ValueError(f"scene_id {scene_id!r} does not name a file below the scenes' folder")
+    parts = path.parts[:-1]
+    leads_away = path.is_absolute() or ".." in parts or not is_folder_name(path.stem) or not path.suffix.isascii()
+    if leads_away or not all(part.isprintable() and len(part.encode()) <= LONGEST_NAME for part in parts):
+        raise VLNR1Error(f"scene_id {printable(repr(scene_id))} does not name a file below the scenes' folder")
     return os.path.join(scenes_dir, scene) if scenes_dir else scene
 
 
 def _instruction(words: Any, kind: type[InstructionData]) -> InstructionData:
     if not isinstance(words, dict) or not isinstance(words.get("instruction_text"), str):
-        raise ValueError("instruction must be an object with the text instruction_text")
+        raise VLNR1Error("instruction must be an object with the text instruction_text")
     needed = ("instruction_id", "language") if issubclass(kind, RxRInstruction) else ()
     missing = [key for key in needed if words.get(key) is None]
     if missing:
-        raise ValueError(f"instruction lacks {', '.join(missing)}")
+        raise VLNR1Error(f"instruction lacks {', '.join(missing)}")
     known = attr.fields_dict(kind)
-    return kind(**{key: value for key, value in words.items() if key in known})
+    values = {key: value for key, value in words.items() if key in known}
+    broken = [key for key, value in values.items() if isinstance(value, str) and not is_text(value)]
+    if broken:
+        raise VLNR1Error(f"{broken[0]} has half a surrogate pair in it, such as \\ud83d: no text that can be written")
+    strange = [key for key in ("instruction_id", "language") if isinstance(values.get(key), list | dict)]
+    if strange:
+        raise VLNR1Error(f"instruction: {strange[0]} must be a text or a number")
+    return kind(**values)
 
 
 def parse_episode(
@@ -172,17 +187,23 @@ def parse_episode(
     required = ("episode_id", "scene_id", "start_position", "start_rotation", "instruction")
     missing = [key for key in required if raw.get(key) is None]
     if missing:
-        raise ValueError(f"missing {', '.join(missing)}")
+        raise VLNR1Error(f"missing {', '.join(missing)}")
     name = str(raw["episode_id"])
     if not is_folder_name(name):
-        raise ValueError(f"episode_id {name!r} cannot be a folder name")
-    goals = raw.get("goals") or []
+        raise VLNR1Error(f"episode_id {printable(repr(name))} cannot be a folder name")
+    goals, reference_path, info = (raw.get(key) or kind() for key, kind in _OPTIONAL.items())
+    for key, value in zip(_OPTIONAL, (goals, reference_path, info), strict=True):
+        if not isinstance(value, _OPTIONAL[key]):
+            raise VLNR1Error(f"{key} must be {'an object' if _OPTIONAL[key] is dict else 'a list'}")
     if not all(isinstance(goal, dict) and "position" in goal for goal in goals):
-        raise ValueError("every entry of goals must be an object with a position")
+        raise VLNR1Error("every entry of goals must be an object with a position")
+    trajectory = name if raw.get("trajectory_id") is None else raw["trajectory_id"]
+    if not (is_text(trajectory) or isinstance(trajectory, int | float)):
+        raise VLNR1Error("trajectory_id must be a text that can be written, or a number")
     fields = {key: value for key, value in raw.items() if key in _EPISODE_KEYS}
     fields.update(
         episode_id=name,
-        trajectory_id=name if raw.get("trajectory_id") is None else raw["trajectory_id"],
+        trajectory_id=trajectory,
         scene_id=scene_path(str(raw["scene_id"]), scenes_dir),
         start_position=_vector(raw["start_position"], 3, "start_position"),
         start_rotation=_rotation(raw["start_rotation"]),
@@ -191,6 +212,7 @@ def parse_episode(
             NavigationGoal(position=_vector(goal["position"], 3, "goal position"), radius=goal.get("radius"))
             for goal in goals
         ],
-        reference_path=[_vector(p, 3, "reference_path point") for p in raw.get("reference_path") or []],
+        reference_path=[_vector(point, 3, "reference_path point") for point in reference_path],
+        info=info,
     )
     return VLNEpisode(**fields)

@@ -18,6 +18,7 @@ from habitat.tasks.nav.shortest_path_follower import ShortestPathFollower
 from habitat.tasks.vln.vln import VLNEpisode
 from habitat.utils.geometry_utils import quaternion_rotate_vector
 
+from habitat_vlnr1.errors import RunError, VLNR1Error
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.sim.sensors import LabSensor, store_lab_sensor
 
@@ -53,7 +54,7 @@ class ExpertSensor(LabSensor):
     def __init__(self, *args: Any, sim: Any, dataset: Any = None, config: Any, **kwargs: Any) -> None:
         super().__init__(*args, sim=sim, dataset=dataset, config=config, **kwargs)
         if config.mode not in MODES:
-            raise ValueError(f"vlnr1_expert.mode {config.mode!r}: choose one of {', '.join(MODES)}")
+            raise VLNR1Error(f"vlnr1_expert.mode {config.mode!r}: choose one of {', '.join(MODES)}")
         self._sim = sim
         self._dataset = dataset
         self._advice = HabitatSimActions.stop
@@ -79,7 +80,7 @@ class ExpertSensor(LabSensor):
 
     def _walker(self, episode: VLNEpisode) -> "Walker":
         if not episode.goals:
-            raise ValueError(f"episode {episode.episode_id} has no goal (split test?); remove the sensor vlnr1_expert")
+            raise VLNR1Error(f"episode {episode.episode_id} has no goal (split test?); remove the sensor vlnr1_expert")
         points = [] if self.config.mode == "shortest_path" else episode.reference_path
         goal = episode.goals[0].position
         points = [episode.start_position, *points, *([] if points and np.allclose(points[-1], goal) else [goal])]
@@ -89,7 +90,7 @@ class ExpertSensor(LabSensor):
     def _recorded(self, episode: VLNEpisode) -> tuple[int, ...]:
         truth = self._dataset.ground_truth(episode.episode_id)
         if truth is None:
-            raise ValueError(
+            raise VLNR1Error(
                 f"episode {episode.episode_id}: vlnr1_expert.mode=ground_truth needs the file habitat.dataset.gt_path"
             )
         return truth.actions
@@ -161,7 +162,7 @@ class Replay:
     def advise(self, followed: bool, first: bool) -> int:
         """The next recorded action; RuntimeError when the agent did something else."""
         if not followed:
-            raise RuntimeError(
+            raise RunError(
                 f"episode {self._name}: the agent left the recorded actions at step {self._step}; "
                 "vlnr1_expert.mode=ground_truth is open loop: use reference_path"
             )

@@ -16,6 +16,8 @@ from habitat.core.simulator import AgentState
 from habitat.tasks.utils import cartesian_to_polar
 from habitat.utils.geometry_utils import quaternion_rotate_vector
 
+from habitat_vlnr1.errors import VLNR1Error
+
 TRACE = "vlnr1_trace"
 
 
@@ -79,7 +81,7 @@ class VLNR1GymEnv(GymHabitatEnv):
         wanted = set(keys)
         kept = [episode for episode in self._env.episodes if (episode.scene_id, str(episode.episode_id)) in wanted]
         if not kept:
-            raise ValueError("keep_episodes: this environment has none of the episodes asked for")
+            raise VLNR1Error("keep_episodes: this environment has none of the episodes asked for")
         # The dataset keeps all its episodes: only what comes next is changed.
         self._env.episode_iterator = EpisodeIterator(kept, shuffle=False)
         return len(kept)

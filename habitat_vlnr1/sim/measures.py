@@ -15,6 +15,8 @@ from habitat.tasks.nav.nav import DistanceToGoal, Success
 from habitat.tasks.vln.vln import VLNEpisode
 from hydra.core.config_store import ConfigStore
 
+from habitat_vlnr1.errors import VLNR1Error
+
 
 def _store(name: str, node: type) -> None:
     ConfigStore.instance().store(
@@ -175,7 +177,7 @@ class NDTW(VLNMeasure):
         truth = self._dataset.ground_truth(episode.episode_id) if hasattr(self._dataset, "ground_truth") else None
         reference = truth.locations if truth else np.asarray(episode.reference_path, dtype=np.float64)
         if len(reference) == 0:
-            raise ValueError(f"episode {episode.episode_id} has no reference path (split test?); remove ndtw and sdtw")
+            raise VLNR1Error(f"episode {episode.episode_id} has no reference path (split test?); remove ndtw and sdtw")
         self._dtw = DTW(reference)
         self._scale = len(reference) * self._config.success_distance
         self._previous: np.ndarray | None = None

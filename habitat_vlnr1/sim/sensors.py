@@ -15,6 +15,7 @@ from habitat.core.simulator import Sensor, SensorTypes
 from habitat.tasks.vln.vln import VLNEpisode
 from hydra.core.config_store import ConfigStore
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, DESCRIPTION, INSTRUCTION, draw_environment, encode_text, rollout_id
 from habitat_vlnr1.sim.describe import describe
 
@@ -59,7 +60,7 @@ class InstructionSensor(LabSensor):
         try:
             return encode_text(episode.instruction.instruction_text, self.config.max_bytes)
         except ValueError as error:
-            raise ValueError(
+            raise VLNR1Error(
                 f"episode {episode.episode_id}: {error}; raise habitat.task.lab_sensors.vlnr1_instruction.max_bytes"
             ) from None
 
@@ -121,9 +122,9 @@ class DescriptionSensor(LabSensor):
         super().__init__(*args, sim=sim, **kwargs)
         suite = sim.sensor_suite.sensors
         if "semantic" not in suite or "depth" not in suite:
-            raise ValueError("vlnr1_description needs the simulator's sensors depth_sensor and semantic_sensor")
+            raise VLNR1Error("vlnr1_description needs the simulator's sensors depth_sensor and semantic_sensor")
         if suite["semantic"].config.width != suite["depth"].config.width:
-            raise ValueError("vlnr1_description needs semantic and depth images of equal size")
+            raise VLNR1Error("vlnr1_description needs semantic and depth images of equal size")
         self._sim = sim
         self._depth = suite["depth"].config
         self._names: dict[int, str] = {}
@@ -136,7 +137,7 @@ class DescriptionSensor(LabSensor):
             objects = (thing for thing in self._sim.semantic_scene.objects if thing and thing.category)
             self._names = {int(thing.semantic_id): thing.category.name() for thing in objects}
             if not self._names:
-                raise ValueError(
+                raise VLNR1Error(
                     f"{episode.scene_id}: the simulator has no semantic annotation of this scene, so there is nothing "
                     "to describe; set vlnr1.export.describe=false"
                 )

@@ -14,6 +14,7 @@ from habitat.config.default_structured_configs import HabitatSimDepthSensorConfi
 from habitat.gym import make_gym_from_config
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.errors import RunError, VLNR1Error
 from habitat_vlnr1.observations import DESCRIPTION
 from habitat_vlnr1.sim import MODULES, register_sim
 
@@ -43,9 +44,10 @@ def _add_description_cameras(cameras: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """What a worker sends instead of a result when it fails."""
+    """What a worker sends instead of a result when it fails; `trace` where it is a fault of the program."""
 
     line: str
+    trace: str = ""
 
 
 class VLNVectorEnv(VectorEnv):
@@ -72,7 +74,9 @@ class VLNVectorEnv(VectorEnv):
             pass  # the main process is gone
         except Exception as error:
             logger.debug(traceback.format_exc())
-            connection_write_fn(WorkerFailure(f"{type(error).__name__}: {error}"))
+            ours = isinstance(error, VLNR1Error)
+            failure = WorkerFailure(str(error)) if ours else WorkerFailure(repr(error), traceback.format_exc())
+            connection_write_fn(failure)
         finally:
             child_pipe.close()
 
@@ -92,12 +96,13 @@ class VLNVectorEnv(VectorEnv):
                 result = receive()
             except (EOFError, OSError):
                 worker.join(timeout=1)
-                raise RuntimeError(
+                raise RunError(
                     f"environment {rank}: its worker process ended (exit code {worker.exitcode}; negative: killed by "
                     "that signal, -9 is often lack of memory); lower habitat_baselines.num_environments"
                 ) from None
             if isinstance(result, WorkerFailure):
-                raise RuntimeError(f"environment {rank}: {result.line}")
+                line = f"environment {rank}: {result.line}"
+                raise RuntimeError(f"{line}\n{result.trace}") if result.trace else RunError(line)
             return result
 
         return read

@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import make_scenes
 
+ERROR_STATUS = 1
+"""Exit status of a command that an error has ended (docs/reliability.md)."""
 LEFT_OUT_STATUS = 3
 """Exit status of a command that has done its work except for some episodes that its data did not allow."""
+
+
+def register_trainer(name: str) -> Callable[[type], type]:
+    """Habitat's `register_trainer` for a trainer whose errors of ours end the command with their one line."""
+
+    def register(trainer: type) -> type:
+        for method in ("__init__", "train", "eval"):
+            setattr(trainer, method, _in_one_line(getattr(trainer, method)))
+        return baseline_registry.register_trainer(trainer, name=name)
+
+    return register
+
+
+def _in_one_line(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with errors_in_one_line():
+            return method(*args, **kwargs)
+
+    return wrapped
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """An error of ours is printed and ends the command, if there is one: in a program of one's own, called without
+    Hydra's `main`, it is raised as it is. HYDRA_FULL_ERROR=1 shows where it comes from.
+
+    Raises:
+        SystemExit: with `ERROR_STATUS`.
+    """
+    try:
+        yield
+    except VLNR1Error as error:
+        if not HydraConfig.initialized() or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(ERROR_STATUS) from None
 
 
 def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:

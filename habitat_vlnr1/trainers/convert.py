@@ -15,14 +15,14 @@ from typing import Any
 
 from habitat import make_dataset
 from habitat_baselines.common.base_trainer import BaseTrainer
-from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from habitat_vlnr1.config import action_space, edited, records_of
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
-from habitat_vlnr1.interchange.parquet import ParquetEpisodes, write_parquet
+from habitat_vlnr1.interchange.parquet import ParquetEpisodes, columns, write_parquet
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.interchange.submission import write_submission
 from habitat_vlnr1.prompt import get_template
@@ -35,11 +35,12 @@ from habitat_vlnr1.records import (
     claim_folder,
     summarize,
 )
+from habitat_vlnr1.trainers.base import register_trainer
 
 SOURCE = "source.json"  # in an output folder: what it was made from
 
 
-@baseline_registry.register_trainer(name="vlnr1_convert")
+@register_trainer("vlnr1_convert")
 class ConvertTrainer(BaseTrainer):
     """Runs the conversion `vlnr1.convert.to` of `vlnr1.convert.input` into `vlnr1.convert.output`."""
 
@@ -49,7 +50,7 @@ class ConvertTrainer(BaseTrainer):
     def train(self) -> None:
         to = self.config.vlnr1.convert.to
         if to not in CONVERSIONS:
-            raise ValueError(f"unknown vlnr1.convert.to {to!r}; choose one of {', '.join(CONVERSIONS)}")
+            raise VLNR1Error(f"unknown vlnr1.convert.to {to!r}; choose one of {', '.join(CONVERSIONS)}")
         CONVERSIONS[to](self.config)
 
 
@@ -109,7 +110,7 @@ def to_parquet(config: DictConfig) -> None:
     """A VLN-Ego folder as Parquet shards."""
     source, output = folders(config, "{input}_parquet")
     ego = VLNEgo(source)
-    claim(output, ego, to="parquet")
+    claim(output, ego, to="parquet", columns=list(columns()))
     write_parquet(ego, output)
     describe(config, ego, output, "parquet")
 
@@ -127,21 +128,23 @@ def to_vln_ego(config: DictConfig) -> None:
     """ShareGPT JSON or Parquet shards as a VLN-Ego folder, which all trainers read."""
     options = config.vlnr1.convert
     if options.output is None:
-        raise ValueError("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
+        raise VLNR1Error("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
     source, output = folders(config, "")
-    meta, episodes, skipped = opened(config, source)
+    if (source / "meta.json").is_file():
+        raise RecordError(f"{source} is a VLN-Ego folder already; vlnr1.convert.to={{card, view, sharegpt, parquet}}")
+    meta, episodes, skipped, recorded = opened(config, source)
     first = next(episodes, None)
     if first is None:
         raise RecordError(f"{source}: no episode can be taken: {next(iter(skipped.values()), 'it has none')}")
     writer = EpisodeWriter(output, meta)
     try:
-        for episode, frames in tqdm(chain([first], episodes), desc="episodes", unit="episode"):
+        for episode, *pictures in tqdm(chain([first], episodes), desc="episodes", unit="episode"):
             if episode.episode_id not in writer.done:
-                writer.write(episode, frames)
+                writer.write(episode, *pictures)
     finally:
         writer.close()
     ego = VLNEgo(output)
-    summary = {**summarize(ego.episodes), "skipped": skipped}
+    summary = recorded or {**summarize(ego.episodes), "skipped": skipped}
     write_atomically(output / "summary.json", json.dumps(summary, indent=2).encode())
     describe(config, ego, output, "vln_ego")
     for episode_id, reason in list(skipped.items())[:10]:
@@ -152,13 +155,12 @@ def to_vln_ego(config: DictConfig) -> None:
 
 def opened(
     config: DictConfig, source: Path
-) -> tuple[dict[str, Any], Iterator[tuple[Episode, list[Any]]], dict[str, str]]:
-    """What `to_vln_ego` reads: meta, episodes with their frames, and where skipped ones will be noted."""
+) -> tuple[dict[str, Any], Iterator[tuple[Episode, *tuple[list[Any], ...]]], dict[str, str], dict[str, Any] | None]:
+    """What `to_vln_ego` reads: meta, episodes with their pictures, where skipped ones will be noted, and the summary
+    that the data bring (None: none)."""
     if (source / "data").is_dir():
-        origin = source / SOURCE
-        meta = json.loads(origin.read_text(encoding="utf-8"))["meta"] if origin.is_file() else {}
-        meta.pop("format", None)
-        return meta, ParquetEpisodes(source).episodes(), {}
+        shards = ParquetEpisodes(source)
+        return shards.meta, shards.episodes(), {}, shards.summary
     images = config.vlnr1.convert.images
     released = read_sharegpt(source, Path(images) if images else None, config.vlnr1.data.label_offset)
     said = {"forward_step": released.forward_step, "turn_angle": released.turn_angle}
@@ -174,7 +176,7 @@ def opened(
         },
         "first_label": released.first_label,
     }
-    return meta, released.episodes(), released.skipped
+    return meta, released.episodes(), released.skipped, None
 
 
 def to_submission(config: DictConfig) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import (
     apply_obs_transforms_batch,
     apply_obs_transforms_obs_space,
@@ -31,19 +30,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
 from habitat_vlnr1.results import folder_fingerprint
-from habitat_vlnr1.trainers.base import VLNR1Trainer
-from habitat_vlnr1.trainers.export import is_exported
+from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
+from habitat_vlnr1.trainers.export import depth_meta, is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
 
 SPLIT = "train"
 
 
-@baseline_registry.register_trainer(name="vlnr1_dagger")
+@register_trainer("vlnr1_dagger")
 class DAggerTrainer(VLNR1Trainer):
     """Trains `vlnr1.dagger.start` for `vlnr1.dagger.rounds` rounds, then evaluates it beside where it started."""
 
@@ -64,7 +64,7 @@ class DAggerTrainer(VLNR1Trainer):
         sft_arguments(self.config)
         rules = schedule(self.config)
         if self.config.vlnr1.model.lora is not None and len(rules) > 1:
-            raise ValueError("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
+            raise VLNR1Error("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
         for number, rule in enumerate(rules, start=1):
@@ -94,14 +94,14 @@ def schedule(config: DictConfig) -> list[dict[str, Any]]:
     """
     dagger = config.vlnr1.dagger
     if dagger.rounds < 1:
-        raise ValueError(f"vlnr1.dagger.rounds is {dagger.rounds}: give at least 1")
+        raise VLNR1Error(f"vlnr1.dagger.rounds is {dagger.rounds}: give at least 1")
     if dagger.take_over is not None:
         rules = [{"name": "disagreement", **dagger.take_over}] * dagger.rounds
     else:
         listed = OmegaConf.is_list(dagger.beta)
         betas = dagger.beta if listed else [dagger.beta**number for number in range(1, dagger.rounds + 1)]
         if len(betas) != dagger.rounds:
-            raise ValueError(f"vlnr1.dagger: {dagger.rounds} rounds and {len(betas)} betas: give one beta per round")
+            raise VLNR1Error(f"vlnr1.dagger: {dagger.rounds} rounds and {len(betas)} betas: give one beta per round")
         rules = [
             {"name": "probability", "share": beta, "every": dagger.draw_every, "seed": config.habitat.seed + number}
             for number, beta in enumerate(betas, start=1)
@@ -110,7 +110,7 @@ def schedule(config: DictConfig) -> list[dict[str, Any]]:
         for rule in rules:
             make_rule(**rule)
     except ValueError as error:
-        raise ValueError(f"vlnr1.dagger.{'beta' if dagger.take_over is None else 'take_over'}: {error}") from None
+        raise VLNR1Error(f"vlnr1.dagger.{'beta' if dagger.take_over is None else 'take_over'}: {error}") from None
     return rules
 
 
@@ -135,7 +135,7 @@ def draw_episodes(config: DictConfig, number: int) -> list[str]:
     exported = VLNEgo(export_folder(config, SPLIT)).episodes
     count = config.vlnr1.dagger.episodes
     if count > len(exported):
-        raise ValueError(f"vlnr1.dagger.episodes is {count}, but {len(exported)} episodes are exported")
+        raise VLNR1Error(f"vlnr1.dagger.episodes is {count}, but {len(exported)} episodes are exported")
     order = np.random.default_rng(config.habitat.seed).permutation(len(exported))
     places = range((number - 1) * count, number * count)
     return sorted(exported[order[place % len(order)]].episode_id for place in places)
@@ -174,6 +174,7 @@ def provenance(config: DictConfig, number: int, rule: dict[str, Any], start: str
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
         "expert": plan.mode,
         "jpeg_quality": config.vlnr1.export.jpeg_quality,
+        **depth_meta(config),
         "dagger": {
             "round": number,
             "rule": rule,

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from habitat_baselines.common.base_trainer import BaseTrainer
-from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig
 
 from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, guarded
+from habitat_vlnr1.trainers.base import register_trainer
 
 
-@baseline_registry.register_trainer(name="vlnr1_doctor")
+@register_trainer("vlnr1_doctor")
 class Doctor(BaseTrainer):
     """`train` prints the findings; it exits with status 1 when one of them is an ERROR."""
 

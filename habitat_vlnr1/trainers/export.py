@@ -14,11 +14,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import action_space, edited, export_folder, records_of
-from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT
 from habitat_vlnr1.records import (
@@ -30,11 +30,11 @@ from habitat_vlnr1.records import (
 )
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.datasets import EmptyShard
-from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out
+from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, register_trainer
 from habitat_vlnr1.trainers.walks import Walkers
 
 
-@baseline_registry.register_trainer(name="vlnr1_export")
+@register_trainer("vlnr1_export")
 class ExportTrainer(VLNR1Trainer):
     """Writes `<vlnr1.data.root>/<vlnr1.data.source>/<split>` for each of `vlnr1.export.splits`, or a shard of it."""
 
@@ -54,7 +54,7 @@ def summary_files(root: Path) -> list[Path]:
     meta = root / "meta.json"
     if not meta.is_file():
         return []
-    num_shards = json.loads(meta.read_text(encoding="utf-8")).get("num_shards", 1)
+    num_shards = read_json(meta, "delete the folder and export again", RecordError).get("num_shards", 1)
     if num_shards == 1:
         return [root / "summary.json"]
     return [root / f"summary-{shard_name(shard, num_shards)}.json" for shard in range(num_shards)]
@@ -76,10 +76,14 @@ def export_meta(config: DictConfig, split: str) -> dict[str, Any]:
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,
     }
-    if "depth" in config.vlnr1.observations:  # vlnr1/sensors=[expert,depth]
-        meta["depth"] = "16-bit PNG"
+    meta |= depth_meta(config)
     meta |= {key: list(dataset[key]) for key in ("roles", "languages") if key in dataset}
     return meta | ({"num_shards": export.num_shards} if export.num_shards > 1 else {})
+
+
+def depth_meta(config: DictConfig) -> dict[str, str]:
+    """What `meta.json` says about depth images, where walks are written down with them."""
+    return {"depth": "16-bit PNG"} if "depth" in config.vlnr1.observations else {}  # vlnr1/sensors=[expert,depth]
 
 
 def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[
     parts = summary_files(root)
     finished = all(part.is_file() for part in parts)
     if shard and finished:
-        whole = merged([json.loads(part.read_text(encoding="utf-8")) for part in parts])
+        whole = merged([read_json(part, "delete it and export again", RecordError) for part in parts])
         write_summary(root, "", whole)
         print_summary(f"{split}, all {export.num_shards} shards", whole)
     if finished:
@@ -162,7 +166,7 @@ def check_shards(root: Path, shard: int, num_shards: int) -> None:
     """Before anything is written: ValueError for a shard that there is not, RecordError when the folder was begun with
     another number of them."""
     if not 0 <= shard < num_shards:
-        raise ValueError(f"vlnr1.export.shard={shard} of {num_shards}: shards count from 0 to num_shards - 1")
+        raise VLNR1Error(f"vlnr1.export.shard={shard} of {num_shards}: shards count from 0 to num_shards - 1")
     parts = summary_files(root)
     if parts and len(parts) != num_shards:
         missing = [str(number) for number, part in enumerate(parts) if not part.is_file()]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
 
 from habitat_vlnr1.config import action_space, asked_with, records_of
+from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
@@ -34,7 +35,7 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     # A run's folder that is not there must not be taken for the hub id that it may look like.
     missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
     if missing_run or not checkpoint.is_checkpoint(start):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run "
             f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with "
             f"vlnr1.{stage}.start=<folder or hub id>"
@@ -42,7 +43,7 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     card = checkpoint.read_card(start)
     checkpoint.check_card(card, action_space(config))
     for difference in checkpoint.differences(card, **asked_with(config)):
-        raise ValueError(f"{start}: {difference}: take the same for both stages")
+        raise VLNR1Error(f"{start}: {difference}: take the same for both stages")
     return start
 
 

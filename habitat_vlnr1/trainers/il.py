@@ -30,10 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
 SPLIT = "train"
@@ -44,7 +45,7 @@ Steps = dict[str, Any]
 `lengths` [B] of B episodes, one after the other."""
 
 
-@baseline_registry.register_trainer(name="vlnr1_il")
+@register_trainer("vlnr1_il")
 class ImitationTrainer(VLNR1Trainer):
     """Teaches `vlnr1.il.policy` on `vlnr1.data.sources` into Habitat's checkpoint folder, then evaluates."""
 
@@ -173,7 +174,7 @@ class Imitation:
         self.transforms = get_active_obs_transforms(config)
         policy_class = baseline_registry.get_policy(self.il.policy)
         if policy_class is None:
-            raise ValueError(f"vlnr1.il.policy: no policy {self.il.policy!r} is registered")
+            raise VLNR1Error(f"vlnr1.il.policy: no policy {self.il.policy!r} is registered")
         torch.manual_seed(config.habitat.seed)
         space = apply_obs_transforms_obs_space(data.space, self.transforms)
         self.policy = policy_class.from_config(config, space, spaces.Discrete(len(Action)))
@@ -265,7 +266,7 @@ class Imitation:
             self.optimizer.load_state_dict(checkpoint["optim_state"])
             self.step = checkpoint["extra_state"]["step"]
         except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(
+            raise VLNR1Error(
                 f"{last} is not of this policy and data ({str(error).splitlines()[-1].strip()}); "
                 "choose another vlnr1.run_dir"
             ) from None

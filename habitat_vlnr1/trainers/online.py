@@ -24,6 +24,7 @@ from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.utils.common import batch_obs
 
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
@@ -130,7 +131,7 @@ class OnlineTrainer(GroupTrainer):
     def __init__(self, *args: Any, walkers: Walkers, turns: int, **rest: Any):
         super().__init__(*args, records=None, **rest)
         if self.num_generations % turns or self.num_generations // turns < 2:
-            raise ValueError(
+            raise VLNR1Error(
                 f"vlnr1.rft.num_generations is {self.num_generations}, vlnr1.rft.online.turns {turns}: a group needs "
                 "at least two walks of equally many turns"
             )
@@ -182,7 +183,7 @@ def first_distances(episodes: Sequence[Any]) -> list[float]:
     """
     without = [episode.episode_id for episode in episodes if not (episode.info or {}).get("geodesic_distance")]
     if without:
-        raise ValueError(
+        raise VLNR1Error(
             f"{len(without)} episodes have no info.geodesic_distance (first: {without[0]}), which the reward "
             "`progress` divides by: choose another task or split"
         )

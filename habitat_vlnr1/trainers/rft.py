@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
 from habitat_vlnr1.config import edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.sim.env_factory import open_dataset
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
@@ -22,7 +21,7 @@ if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run register
     from habitat_vlnr1.trainers.rft_fit import Online, Recorded
 
 
-@baseline_registry.register_trainer(name="vlnr1_rft")
+@register_trainer("vlnr1_rft")
 class RFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.rft.start` on `vlnr1.data.rft_records` into Habitat's checkpoint folder, then evaluates."""
 

@@ -21,7 +21,9 @@ from habitat_vlnr1.config import (
     rft_arguments,
     template_of,
 )
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
@@ -91,7 +93,7 @@ def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
 def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
     """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all)."""
     if count > len(episodes):
-        raise ValueError(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
+        raise VLNR1Error(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
     order = np.random.default_rng(seed).permutation(len(episodes))
     drawn = [episodes[i] for i in order[: len(episodes) if count < 0 else count]]
     return Dataset.from_dict(
@@ -104,10 +106,20 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
     )
 
 
-def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Dataset:
-    """Rows for plain TRL: chat messages with their images."""
+def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], plain_text: PlainText) -> Dataset:
+    """Rows for plain TRL: chat messages with their images.
+
+    Raises:
+        RecordError: an instruction has a special token of the tokenizer in it, which TRL would take for one.
+    """
     template, space = template_of(config), action_space(config)
     chosen = [records[number] for number in numbers]
+    for record in chosen:
+        if plain_text.guard(record.instruction)[1]:
+            raise RecordError(
+                f"episode {record.episode.episode_id}: its instruction has a chat marker in it, which TRL's own "
+                "rollout takes for one: set vlnr1.rft.rollout=grammar, or delete the episode's line"
+            )
     rows = {
         "prompt": [
             template.messages(record.instruction, len(record.history), records.num_actions, space) for record in chosen
@@ -145,7 +157,8 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
             train_dataset=task.rows, walkers=task.walkers, turns=config.vlnr1.rft.online.turns, **ours
         )
     if config.vlnr1.rft.rollout == "trl":
-        rows = [rows_for_trl(config, task.records, numbers) for numbers in (task.train, task.held_out)]
+        plain_text = PlainText(processor.tokenizer)
+        rows = [rows_for_trl(config, task.records, numbers, plain_text) for numbers in (task.train, task.held_out)]
         return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
     rows = [rows_for_groups(task.records, numbers) for numbers in (task.train, task.held_out)]
     return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], records=task.records, **ours)

@@ -7,16 +7,14 @@ the newest whole checkpoint, finished evaluation episodes.
 
 from __future__ import annotations
 
-from habitat_baselines.common.baseline_registry import baseline_registry
-
 from habitat_vlnr1.config import memory_of, sft_arguments, template_of
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
 SPLIT = "train"
 
 
-@baseline_registry.register_trainer(name="vlnr1_sft")
+@register_trainer("vlnr1_sft")
 class SFTTrainer(VLNR1Trainer):
     """Trains `vlnr1.model` on `vlnr1.data.sources` into Habitat's checkpoint folder, then evaluates."""
 

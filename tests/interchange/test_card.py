@@ -77,3 +77,17 @@ def test_the_picture_has_first_and_last_record(ego, tmp_path):
     with Image.open(picture) as image:
         expected = sheet([records[0], records[-1]], ActionSpace())
         assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_a_labelled_set_says_what_is_taught(tmp_path):
+    writer = EpisodeWriter(tmp_path / "walked", META | {"dagger": {"round": 2}})
+    buffer = BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "JPEG")
+    writer.write(Episode("1", "a", "Go.", (1, 1, 1), labels={0: (2, 0), 2: (0,)}), [buffer.getvalue()] * 3)
+    writer.close()
+    text = card(VLNEgo(tmp_path / "walked"), "mine", "vln_ego", {})
+    assert "Walks of a model and an expert (DAgger)" in text and "Expert walks" not in text
+    done, taught = text.split("## Actions taught")
+    assert "| A. Move forward 25 cm | 3 |" in done and "| records (steps) | 2 |" in done
+    assert "| B. Turn left 15 degrees | 1 |" in taught and "| D. Stop | 1 |" in taught
+    assert "| dagger | round 2 |" in text

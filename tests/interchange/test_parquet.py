@@ -1,13 +1,18 @@
 """Parquet shards: nothing is lost, and `datasets` reads them."""
 
+import io
+import json
 import os
+from dataclasses import dataclass, field, fields
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from habitat_vlnr1.interchange import parquet
-from habitat_vlnr1.interchange.parquet import ParquetEpisodes, shards, write_parquet
+from habitat_vlnr1.interchange.parquet import ParquetEpisodes, from_row, shards, to_row, write_parquet
+from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, VLNEgo
 from tests.test_records import META, episode, jpeg
 
@@ -28,9 +33,85 @@ def test_every_episode_and_every_byte_comes_back(ego, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "EPISODES_PER_GROUP", 2)
     write_parquet(ego, tmp_path / "out")
     again = list(ParquetEpisodes(tmp_path / "out").episodes())
-    assert [read for read, _ in again] == ego.episodes
-    for read, frames in again:
+    assert [read for read, *_ in again] == ego.episodes
+    for read, frames, depths in again:
         assert frames == [(ego.root / read.frame(i)).read_bytes() for i in range(len(read.actions))]
+        assert depths == []
+
+
+def depth_png(level):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((3, 4), level, dtype=np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def walked(tmp_path):
+    """A DAgger round with depth: labels that are not what was done, at some of the steps."""
+    meta = META | {"depth": "16-bit PNG", "dagger": {"round": 1}, "split": "Übung"}
+    writer = EpisodeWriter(tmp_path / "walked/train", meta)
+    for name in ("1", "2"):
+        info = {"success": 1.0, "far": 0.1 + 0.2, "said": "«ja»", "none": None}
+        labels = {0: (2, 1, 0), 2: (0,)}
+        walk = Episode(name, "house", "Gehe zur Tür.", (1, 1, 3, 1), info, ("a", "b", "", "d"), labels)
+        writer.write(walk, [jpeg(10 * i) for i in range(4)], [depth_png(i) for i in range(4)])
+    writer.close()
+    (tmp_path / "walked/train/summary.json").write_text(json.dumps({"episodes": 2, "success": 0.5}, indent=2))
+    return VLNEgo(tmp_path / "walked/train")
+
+
+def test_labels_depth_meta_and_summary_come_back_byte_for_byte(walked, tmp_path):
+    write_parquet(walked, tmp_path / "out", frames_per_shard=4)
+    shards = ParquetEpisodes(tmp_path / "out")
+    writer = EpisodeWriter(tmp_path / "back", shards.meta)
+    for read, frames, depths in shards.episodes():
+        writer.write(read, frames, depths)
+    writer.close()
+    for file in sorted(path for path in walked.root.rglob("*") if path.is_file() and path.name != "summary.json"):
+        assert (tmp_path / "back" / file.relative_to(walked.root)).read_bytes() == file.read_bytes()
+    assert shards.summary == {"episodes": 2, "success": 0.5}
+    memory = make_memory("current", budget=0)
+    before, after = (VLNEgo(root).records(memory, 1) for root in (walked.root, tmp_path / "back"))
+    assert [record.answer for record in after] == [record.answer for record in before]
+
+
+def test_every_field_of_an_episode_has_a_column_those_of_tomorrow_too(walked, tmp_path):
+    @dataclass(frozen=True)
+    class Tomorrow(Episode):
+        weights: tuple[float, ...] = ()
+        quality: float = 0.0
+        seen: dict[str, list[int]] = field(default_factory=dict)
+
+    known = VLNEgo(walked.root).episodes[0]
+    told = Tomorrow(**vars(known), weights=(0.5, 0.25), quality=0.125, seen={"door": [1, 2]})
+    assert {f.name for f in fields(Tomorrow)} == set(to_row(told))
+    assert from_row(to_row(told), Tomorrow) == told
+    write_parquet(walked, tmp_path / "out")
+    stored = pq.read_schema(tmp_path / "out/data/train-00000.parquet").names
+    assert stored == [*(f.name for f in fields(Episode)), "frames", "depths"]
+
+
+def test_shards_of_an_earlier_version_and_missing_ones_are_refused(ego, walked, tmp_path):
+    write_parquet(walked, tmp_path / "out", frames_per_shard=4)
+    first, second = sorted((tmp_path / "out/data").iterdir())
+    table = pq.read_table(second)
+    pq.write_table(table.drop_columns(["labels"]), second)
+    with pytest.raises(RecordError, match=r"train-00001\.parquet: no column labels: written by an earlier version"):
+        ParquetEpisodes(tmp_path / "out")
+    second.unlink()
+    with pytest.raises(RecordError, match="its shards have 1 of 2 episodes: fetch those that are missing"):
+        ParquetEpisodes(tmp_path / "out")
+    write_parquet(ego, tmp_path / "other")
+    (tmp_path / "other/data/train-00000.parquet").rename(second)
+    with pytest.raises(RecordError, match=r"train-00001\.parquet: of another data set than train-00000\.parquet"):
+        ParquetEpisodes(tmp_path / "out")
+    first.unlink()
+
+
+def test_a_missing_depth_image_is_named(walked, tmp_path):
+    (walked.root / walked.episodes[1].depth(2)).unlink()
+    with pytest.raises(RecordError, match=r"0002\.depth\.png: cannot be read"):
+        write_parquet(walked, tmp_path / "out")
 
 
 def test_datasets_reads_and_streams_them_with_images(ego, tmp_path):

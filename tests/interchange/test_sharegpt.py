@@ -12,7 +12,7 @@ from habitat_vlnr1.interchange import sharegpt
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import EpisodeWriter, RecordError, VLNEgo
+from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, VLNEgo
 
 WORDS = ["D. Stop", "A. Move forward 25 cm", "B. Turn left 30 degrees", "C. Turn right 30 degrees"]
 ACTIONS = [3, 1, 1, 2] * 6 + [1, 0]  # 26 steps: more than 16 frames of history
@@ -156,7 +156,7 @@ def damaged(rows, change):
         ("images", "record 2: 2 times <image>, but 1 images"),
         ("answer", "record 2: the answer 'Stop, go on' is not a list of options"),
         ("prompt", "record 2: no instruction"),
-        ("turns", r"record 2: not a ShareGPT record \(KeyError\('conversations'\)\)"),
+        ("turns", "record 2: not a ShareGPT record: an object with the lists conversations and images is needed"),
         ("name", r"record 2: 'picture\.png' is neither"),
         ("instruction", "record 2: .*ep_1/traj_7 has another instruction"),
         ("label", r"record 2: step 2 of .*ep_1/traj_7 has two different labels"),
@@ -167,6 +167,76 @@ def test_a_bad_record_is_named(tmp_path, change, message):
     (tmp_path / "released.json").write_text(damaged(rows, change))
     with pytest.raises(RecordError, match=message):
         read_sharegpt(tmp_path / "released.json", label_offset=1)
+
+
+def question(change):
+    def changed(row):
+        row["conversations"][0]["value"] = change(row["conversations"][0]["value"])
+        return row
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: {**row, "conversations": row["conversations"][:1]}, "1 turns .*a question and its answer"),
+        (lambda row: {**row, "conversations": 2 * row["conversations"]}, "4 turns"),
+        (lambda row: {**row, "conversations": [None, None]}, "every turn of conversations must be an object"),
+        (lambda row: {**row, "images": {"a": "b"}}, "images must be a list of paths"),
+        (lambda row: {**row, "images": ["a" * 5000]}, "at most 4096 characters"),
+        (lambda row: {**row, "images": [row["images"][0].replace("step_0", "step_" + "9" * 5000)]}, "at most 4096"),
+        (lambda row: {**row, "images": [row["images"][0].replace("step_0", "step_" + "9" * 50)]}, "is neither"),
+        (lambda row: None, "not a ShareGPT record"),
+        (question(lambda text: text.replace("30 degrees", "1.2.3 degrees")), "could not convert string to float"),
+        (question(lambda text: text.replace("30 degrees", "nan degrees")), r"turn_angle must be in \(0, 180\]"),
+        (question(lambda text: text.replace("25 cm", "-25 cm")), "forward_step must be in"),
+        (question(lambda text: text.replace("30 degrees", "half a circle")), "its prompt has no options"),
+        (question(lambda text: text.replace("is 'Turn", "is Turn")), "no instruction"),
+        (question(lambda text: text.replace("left 30", "left 15")), "its prompt says .* 15 degrees, the first .* 30"),
+    ],
+)
+def test_small_deviations_are_named_with_file_and_record(tmp_path, change, message):
+    rows = release(tmp_path, episodes={"1": ("Turn left 90 degrees.", [0]), "2": ("Turn.", [0])})
+    rows[1] = change(rows[1])
+    (tmp_path / "released.json").write_text(json.dumps(rows))
+    with pytest.raises(RecordError, match=rf"released\.json, record 2: .*{message}"):
+        read_sharegpt(tmp_path / "released.json", label_offset=1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (lambda text: text.replace("Turn", "T\xfcrn").encode("latin-1"), r"line 6: not UTF-8 \(byte .*, 0xfc\)"),
+        (lambda text: b"\n".join(json.dumps(row).encode() for row in json.loads(text)), "not a JSON list"),
+        (lambda text: (text + text).encode(), "more stands after the end of its list, at record 1"),
+        (lambda text: b"[" * 100_000, "record 1: not a ShareGPT record"),
+        (lambda text: b"[" + b"9" * 10_000 + b"]", "record 1: not a ShareGPT record"),
+        (lambda text: b"", "not a JSON list"),
+    ],
+)
+def test_a_file_of_another_form_is_named(tmp_path, raw, message):
+    release(tmp_path, episodes={"1": ("Turn.", [0])})
+    file = tmp_path / "released.json"
+    file.write_bytes(raw(file.read_text()))
+    with pytest.raises(RecordError, match=rf"released\.json.*{message}"):
+        read_sharegpt(file, label_offset=1)
+
+
+def test_what_stands_in_the_instruction_is_not_taken_for_the_angle(tmp_path):
+    release(tmp_path, episodes={"1": ("Turn left 90 degrees, go forward 200 cm.", [0])})
+    released = read_sharegpt(tmp_path / "released.json", label_offset=1)
+    assert (released.forward_step, released.turn_angle) == (0.25, 30)
+
+
+def test_system_turns_one_image_as_text_and_a_byte_order_mark_are_read(tmp_path):
+    rows = release(tmp_path, episodes={"1": (TELL, [2, 1, 0])})
+    for row in rows:
+        row["conversations"].insert(0, {"from": "system", "value": "You are a robot."})
+    rows[0]["images"] = rows[0]["images"][0]
+    (tmp_path / "released.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    convert(tmp_path)
+    assert VLNEgo(tmp_path / "ego").episodes[0].actions == (2, 1, 0)
 
 
 def test_a_frame_outside_the_folder_is_not_taken(tmp_path):
@@ -220,6 +290,26 @@ def test_our_own_files_are_read_back(tmp_path, offset):
         assert (read.scene, read.instruction) == (episode.scene, episode.instruction)
         assert read.actions[offset:] == episode.actions[offset:]
         assert frames[3 - 1].read_bytes() == (ego.root / episode.frame(2)).read_bytes()
+
+
+def test_the_folder_that_we_have_written_is_read_as_it_stands(tmp_path, records):
+    out = tmp_path / "out"
+    write_sharegpt(records, get_template("vln_ego"), ActionSpace(), out, "mine")
+    (out / "source.json").write_text("{}")
+    assert {episode.episode_id for episode, _ in read_sharegpt(out).episodes()} == {"1", "2"}
+
+
+def test_labels_of_a_walk_are_written_and_not_read_back_as_what_was_done(tmp_path):
+    writer = EpisodeWriter(tmp_path / "walked", {})
+    walk = Episode("1", "house", "Go.", (1, 1, 1), labels={0: (2, 0), 1: (0,), 2: (0,)})
+    writer.write(walk, [jpeg(i) for i in range(3)])
+    writer.close()
+    records = VLNEgo(tmp_path / "walked").records(make_memory("current", budget=0), 1)
+    write_sharegpt(records, get_template("vln_ego"), ActionSpace(), tmp_path / "out", "mine")
+    rows = json.loads((tmp_path / "out/records/00000.json").read_text())
+    assert [row["conversations"][1]["value"] for row in rows] == [WORDS[2], WORDS[0], WORDS[0]]
+    with pytest.raises(RecordError, match="record 1: its answers are labels of a walk that was not the expert's"):
+        read_sharegpt(tmp_path / "out")
 
 
 def test_an_interrupted_writing_goes_on(tmp_path, records, monkeypatch):

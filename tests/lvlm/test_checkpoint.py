@@ -110,8 +110,21 @@ def test_errors_are_one_line_and_name_the_path(tmp_path):
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_broken_card_is_named(tmp_path):
-    (tmp_path / "vlnr1.json").write_text('{"format": 99}')
-    with pytest.raises(CheckpointError, match=r"vlnr1\.json: format 99"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format": 99}', "format 99"),
+        ("", "empty"),
+        ('{"format": 1, "forw', "not JSON"),
+        ("[1]", "holds list instead of dict"),
+        ('{"format": 1, "forward_step": "far", "turn_angle": 30}', "forward_step must be in"),
+        ('{"format": 1, "forward_step": 0.25}', "no key 'turn_angle'"),
+        (json.dumps(CARD.to_json() | {"num_actions": "six"}), "num_actions is 'six'"),
+        (json.dumps(CARD.to_json() | {"memory": None}), "memory is None"),
+    ],
+)
+def test_broken_card_is_named(tmp_path, content, message):
+    (tmp_path / "vlnr1.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"vlnr1\.json: {message}.*; restore the file or save the checkpoint"):
         checkpoint.read_card(tmp_path)
     assert checkpoint.read_card(tmp_path / "elsewhere") is None

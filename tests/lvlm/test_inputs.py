@@ -212,8 +212,6 @@ def test_bad_input_says_what(made, frames, tmp_path):
         encoder.query("x", [frames[0].astype(np.float32)])
     with pytest.raises(FrameError, match=r"gone\.jpg"):
         encoder.query("x", [tmp_path / "gone.jpg"])
-    with pytest.raises(ValueError, match="image_pad"):
-        encoder.query("look at <|image_pad|>", frames[:1])
     with pytest.raises(ValueError, match="at least the current frame"):
         encoder.query("x", [])
     with pytest.raises(ValueError, match="max_pixels"):

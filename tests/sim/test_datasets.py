@@ -102,6 +102,18 @@ def test_filters(tmp_path):
         ({"scene_id": "/etc/A.glb"}, "scene_id '/etc/A.glb' does not name a file below the scenes' folder"),
         ({"episode_id": "../../2"}, "episode_id '../../2' cannot be a folder name"),
         ({"episode_id": 1}, "this episode_id occurs twice"),
+        ({"instruction": {"instruction_text": "\ud83d lone"}}, "instruction_text has half a surrogate pair in it"),
+        ({"trajectory_id": "\ud83d"}, "trajectory_id must be a text that can be written, or a number"),
+        ({"trajectory_id": [1]}, "trajectory_id must be a text that can be written, or a number"),
+        ({"scene_id": "\ud83d/A.glb"}, "scene_id '\\ud83d/A.glb' does not name a file below the scenes' folder"),
+        ({"scene_id": "a\0b/A.glb"}, "scene_id 'a\\x00b/A.glb' does not name a file below the scenes' folder"),
+        ({"scene_id": "/dev/zero"}, "scene_id '/dev/zero' does not name a file below the scenes' folder"),
+        ({"scene_id": "a" * 300 + "/A.glb"}, "scene_id 'aaa"),
+        ({"episode_id": "a" * 101}, "episode_id 'aaa"),
+        ({"goals": 5}, "goals must be a list"),
+        ({"reference_path": 5}, "reference_path must be a list"),
+        ({"info": [1]}, "info must be an object"),
+        ({"start_position": [10**400, 0, 0]}, "start_position must be 3 numbers, got [1000"),
     ],
 )
 def test_a_bad_episode_is_left_out_and_named(tmp_path, changes, words):
@@ -109,7 +121,8 @@ def test_a_bad_episode_is_left_out_and_named(tmp_path, changes, words):
     assert [episode.episode_id for episode in dataset.episodes] == ["1", "3"]
     (entry,) = dataset.left_out
     assert entry.episode_id == str(changes.get("episode_id", 2))
-    assert entry.reason == f"entry 1 of val.json.gz: {words}"
+    assert entry.reason.startswith(f"entry 1 of val.json.gz: {words}")
+    assert "\n" not in entry.reason and entry.reason.encode()
 
 
 def test_left_out_entries_follow_the_filters(tmp_path):

@@ -149,11 +149,14 @@ def _is_made(folder: Path, settings: Settings) -> bool:
     if not folder.exists():
         return False
     manifest = folder / _MANIFEST
-    found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    try:
+        found = dict(json.loads(manifest.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        found = {}
     wanted = json.loads(json.dumps(asdict(settings)))
     different = [f"{key} {found.get(key)!r} not {value!r}" for key, value in wanted.items() if found.get(key) != value]
     if different:
-        reason = "; ".join(different) if found else "no manifest.json"
+        reason = "; ".join(different) if found else "no whole manifest.json"
         raise ValueError(
             f"houses: {folder} holds another set ({reason}); remove the folder, pass the same arguments, "
             "or choose another name"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import INSTRUCTION, decode_text
 from habitat_vlnr1.policies.habitat_checkpoint import read_pth
 from habitat_vlnr1.policies.vlnce.vocabulary import PAD, Vocabulary
@@ -58,7 +59,7 @@ class InstructionEncoder(nn.Module):
     def forward(self, told: Tensor) -> ReadWords:
         """Read uint8 [N, max_bytes]. Equal rows, such as the steps of one episode, are read once."""
         if not self.vocabulary.words:
-            raise ValueError(
+            raise VLNR1Error(
                 "the policy knows no words: the training split of habitat.dataset, from which they come, is missing; "
                 "make it, or load a checkpoint"
             )
@@ -140,7 +141,7 @@ class Camera(nn.Module):
         try:
             self.encoder.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(
+            raise VLNR1Error(
                 f"vlnr1.net.{self.key}_weights={path}: not the visual encoder of vlnr1.net.backbone and baseplanes at "
                 f"this image size ({str(error).splitlines()[-1].strip()})"
             ) from None
@@ -164,7 +165,7 @@ def cameras(observation_space: spaces.Dict, net: Any) -> nn.ModuleDict:
     """
     seen = [key for key in CAMERAS if key in observation_space.spaces]
     if not seen or INSTRUCTION not in observation_space.spaces:
-        raise ValueError(
+        raise VLNR1Error(
             f"this policy needs the observation {INSTRUCTION} and rgb or depth, but there are only "
             f"{', '.join(observation_space.spaces)}: add them to habitat.gym.obs_keys"
         )
