@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ class ActionSpace:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
                 raise VLNR1Error(f"{name} must be in (0, {most}] {unit}, got {value!r}")
+
+    def close_to(self, other: ActionSpace) -> bool:
+        """Whether the words mean the same, up to rounding."""
+        same_step = math.isclose(self.forward_step, other.forward_step, abs_tol=1e-6)
+        return same_step and math.isclose(self.turn_angle, other.turn_angle, abs_tol=1e-6)
 
     def describe(self, action: Action | int) -> str:
         """phi of eq. 8: the words of an action, without its letter."""

@@ -7,8 +7,9 @@ these packages take seconds.
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,8 +19,9 @@ from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import PromptTemplate, get_template
-from habitat_vlnr1.records import Records, VLNEgo
+from habitat_vlnr1.records import RecordError, Records, VLNEgo
 from habitat_vlnr1.rewards import make_reward
+from habitat_vlnr1.weights import origin
 
 if TYPE_CHECKING:
     import trl
@@ -38,6 +40,11 @@ SFT_KEYS = ("evaluate", "keep_straight", "steps_per_row")
 RFT_KEYS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate")
 """Keys of `vlnr1.rft` that are not TRL's."""
 ROLLOUTS = ("grammar", "trl")
+TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What TRL calls every reward with."""
+RECORD_COLUMNS = ("actions",)
+"""… and what it adds: recorded actions, or of a walk its episode and measures."""
+WALK_COLUMNS = ("scene_id", "episode_id", "start_distance", "success", "spl", "ndtw", "distance_to_goal")
 
 
 def edited(config: DictConfig, **changes: object) -> DictConfig:
@@ -97,11 +104,24 @@ def asked_with(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: DictConfig, stage: str) -> ModelCard:
-    """What stands beside every checkpoint of this run."""
+def model_card(
+    config: DictConfig, stage: str, start: str | None = None, folder: str | Path | None = None
+) -> ModelCard:
+    """What stands beside every checkpoint of this run.
+
+    Args:
+        start: the checkpoint that training begins from; None for a new model.
+        folder: where the card's checkpoint will lie, as seen from which the start is remembered; None: in the run's
+            checkpoint folder.
+    """
     from habitat_vlnr1.lvlm.checkpoint import ModelCard
 
-    info = {"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)}
+    folder = folder or Path(config.habitat_baselines.checkpoint_folder) / "checkpoint"
+    info = {
+        "stage": stage,
+        "start": None if start is None else origin(start, folder),
+        "data": list(config.vlnr1.data.sources),
+    }
     return ModelCard(space=action_space(config), **asked_with(config), info=info)
 
 
@@ -109,6 +129,37 @@ def model_card(config: DictConfig, stage: str) -> ModelCard:
 def export_folder(config: DictConfig, split: str) -> Path:
     """Where the configured task's split is exported to."""
     return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
+
+
+def check_angles(config: DictConfig, folders: Iterable[tuple[str, str]]) -> None:
+    """Training data must have been recorded with the steps and angles whose words the model is taught.
+
+    Called before any work. A folder that is not there yet will be exported under the configured protocol, and one that
+    does not say how it was recorded passes.
+
+    Args:
+        folders: (source, split)s of `vlnr1.data.root`.
+
+    Raises:
+        RecordError: a source was recorded otherwise, or is broken.
+    """
+    configured = action_space(config)
+    for source, split in dict.fromkeys(folders):
+        root = Path(config.vlnr1.data.root) / source / split
+        if not (root / "meta.json").is_file():
+            continue
+        ego = VLNEgo(root)
+        if ego.space is None or ego.space.close_to(configured):
+            continue
+        raise RecordError(
+            f"{root}: source {source} was recorded with {_angles(ego.space)}, but vlnr1.protocol has "
+            f"{_angles(configured)}, whose words are untrue of its frames: take the protocol it was recorded under "
+            f"({ego.meta['protocol'].get('name')}), or export it again into another vlnr1.data.root"
+        )
+
+
+def _angles(space: ActionSpace) -> str:
+    return f"turn_angle {space.turn_angle:g} and forward_step {space.forward_step:g}"
 
 
 def records_of(config: DictConfig, egos: Sequence[VLNEgo]) -> Records:
@@ -178,7 +229,28 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
     if not config.vlnr1.rft.rewards:
         raise VLNR1Error("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
     rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
-    return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
+    functions = [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
+    columns = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
+    for row, function in zip(rows, functions, strict=True):
+        _check_call(f"vlnr1.rft.rewards: {row['name']}", function, columns)
+    return functions
+
+
+def _check_call(place: str, function: Callable[..., Any], columns: Sequence[str]) -> None:
+    """ValueError where a reward cannot be called as TRL does: all by keyword, with the data set's columns."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some callables written in C do not say
+        return
+    given = {*TRL_KEYWORDS, *columns}
+    known = {parameter.name for parameter in parameters if parameter.kind != parameter.POSITIONAL_ONLY}
+    missing = [p.name for p in parameters if p.default is p.empty and p.kind in (0, 1, 3) and p.name not in given]
+    missing = [name for name in missing if name not in getattr(function, "keywords", {})]
+    if missing:
+        raise VLNR1Error(f"{place} asks for {missing[0]!r}; there are {', '.join(sorted(given))}")
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters) and given - known:
+        rest = ", ".join(sorted(given - known))
+        raise VLNR1Error(f"{place} does not take all that TRL gives ({rest}): add **kwargs")
 
 
 def sft_arguments(config: DictConfig) -> trl.SFTConfig:
@@ -231,6 +303,7 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
             report_to=["tensorboard"],
             remove_unused_columns=False,
             save_strategy="steps",
+            logging_nan_inf_filter=False,  # it would log a loss of 0 for NaN
             **fixed,
             **options,
         )

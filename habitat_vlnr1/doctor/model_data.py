@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,14 @@ from omegaconf import DictConfig
 from habitat_vlnr1.config import action_space, asked_with
 from habitat_vlnr1.doctor.findings import Finding, error, ok, one_line, shown, warning
 from habitat_vlnr1.doctor.task_data import RUN
+from habitat_vlnr1.errors import CheckpointError
 from habitat_vlnr1.records import RecordError, VLNEgo, check_jpeg
+from habitat_vlnr1.weights import check_whole, not_finite_on_disk, weight_files
 
 if TYPE_CHECKING:
     from habitat_vlnr1.doctor.task_data import TaskData
 
 GIB = 2**30
-SHARD_INDEX = "model.safetensors.index.json"
 
 
 def command(config: DictConfig, name: str) -> str:
@@ -109,9 +109,9 @@ def weights(config: DictConfig) -> Iterator[Finding]:
         yield ok("weights", f"none needed: a new {config.vlnr1.model.build.size} model is made")
         return
     if Path(path).is_dir():
-        problem = folder_problem(Path(path))
+        problem = broken_link(path)
         if problem:
-            yield error("weights", f"{path}: {problem}", "fetch it again: hf download <hub id> --local-dir <folder>")
+            yield error("weights", problem, "fetch it again: hf download <hub id> --local-dir <folder>")
         else:
             yield ok("weights", f"{path}: {folder_size(Path(path)) / GIB:.1f} GiB of safetensors, whole")
         return
@@ -122,7 +122,7 @@ def weights(config: DictConfig) -> Iterator[Finding]:
         return
     found = try_to_load_from_cache(path, "config.json")
     if isinstance(found, str):
-        problem = folder_problem(Path(found).parent)
+        problem = broken_link(str(Path(found).parent))
         if problem:
             yield error("weights", f"{path}: in the cache, but {problem}", f"hf download {path}")
         else:
@@ -133,49 +133,13 @@ def weights(config: DictConfig) -> Iterator[Finding]:
     yield level("weights", f"{path} is not in {constants.HF_HUB_CACHE}, {how}", f"hf download {path}")
 
 
-def folder_problem(folder: Path) -> str | None:
-    """What is missing or cut in a checkpoint folder, or None."""
-    if not (folder / "config.json").is_file():
-        return "no config.json"
-    files = weight_files(folder)
-    if not files:
-        return "no *.safetensors"
-    for file in files:
-        if not file.is_file():
-            return f"{file.name} is missing"
-        problem = safetensors_problem(file)
-        if problem:
-            return f"{file.name} {problem}"
-    return None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of weights that a folder has, or should have by its index."""
-    index = folder / SHARD_INDEX
-    if index.is_file():
-        try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError):
-            return [index]
-    return sorted(folder.glob("*.safetensors"))
-
-
-def safetensors_problem(file: Path) -> str | None:
-    """What is wrong with a safetensors file as far as its header tells, or None."""
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        start = content.read(8)
-        if start.startswith(b"version"):
-            return "is a Git LFS pointer: git lfs pull"
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length + 8 > size:
-            return "is cut, or not a safetensors file"
-        try:
-            header = json.loads(content.read(length))
-            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "has a broken header"
-    return f"has {size} of {8 + length + end} bytes" if size < 8 + length + end else None
+def broken_link(path: str) -> str | None:
+    """What is missing, cut or not a number in a checkpoint folder and in what it stands on, or None."""
+    try:
+        check_whole(path)
+    except CheckpointError as broken:
+        return str(broken)
+    return not_finite_on_disk(path)
 
 
 def folder_size(folder: Path) -> int:
@@ -202,10 +166,9 @@ def checkpoints(config: DictConfig) -> Iterator[Finding]:
     if not Path(path).is_dir():
         yield warning("checkpoints", f"{path}: a hub id, not looked at", f"hf download {path}")
         return
-    adapter = (Path(path) / checkpoint.ADAPTER_FILE).is_file()
-    problem = None if adapter else folder_problem(Path(path))
+    problem = broken_link(path)
     if problem:
-        yield error("checkpoints", f"{path}: {problem}", "delete the folder and go on from the one before")
+        yield error("checkpoints", problem, "delete the folder and go on from the one before")
         return
     try:
         card = checkpoint.read_card(path)

@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
+from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, chain, check_whole, not_finite, not_finite_on_disk
 
-CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1
-ADAPTER_FILE = "adapter_config.json"
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -94,7 +94,7 @@ def load(
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL and its processor, from safetensors only, without remote code.
 
     Args:
-        path: a folder or a Hugging Face id; a folder of a PEFT adapter loads its base model and merges it.
+        path: a folder or a Hugging Face id; of a PEFT adapter, everything that it stands on is loaded and merged too.
         dtype: `float32`, `bfloat16`, … or `auto` for what the checkpoint holds.
         device: where the model goes.
         adapter: a PEFT adapter's folder or id, merged into the weights.
@@ -106,26 +106,29 @@ def load(
     Raises:
         CheckpointError: nothing there, an unsupported model, weights that are not safetensors.
     """
-    source = _existing(path)
-    if adapter is None and (Path(source) / ADAPTER_FILE).is_file():
-        adapter, source = source, _existing(_base_of_adapter(Path(source)))
+    *adapters, source = map(_existing, chain(path, _hub_adapter))
+    if adapter is not None:
+        adapters.insert(0, _existing(adapter))
     kind = _quietly(AutoConfig.from_pretrained, source, trust_remote_code=False).model_type
     if kind not in SUPPORTED:
         raise CheckpointError(
             f"{source}: model type {kind!r} is not supported; it must be one of {', '.join(SUPPORTED)}"
         )
+    for link in (*adapters, source):
+        check_whole(link)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     model = _quietly(AutoModelForImageTextToText.from_pretrained, source, **options)
     # An adapter folder that we wrote has the processor too (with the pixel limit that was trained with).
-    own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
-    place = os.fspath(adapter) if own else source
-    processor = _quietly(AutoProcessor.from_pretrained, place, trust_remote_code=False)
-    if adapter is not None:
+    own = (folder for folder in adapters if (Path(folder) / "processor_config.json").is_file())
+    processor = _quietly(AutoProcessor.from_pretrained, next(own, source), trust_remote_code=False)
+    for folder in reversed(adapters):
         from peft import PeftModel
 
-        model = _quietly(PeftModel.from_pretrained, model, _existing(adapter)).merge_and_unload()
+        model = _quietly(PeftModel.from_pretrained, model, folder).merge_and_unload()
+        model.requires_grad_(True)  # PEFT has frozen it
+    model.name_or_path = os.fspath(path) if adapter is None else os.fspath(adapter)
     return model.to(device).eval(), processor
 
 
@@ -155,13 +158,30 @@ def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
 
 
 def newest_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole `checkpoint-<step>` of a run; the card is written last, so half a folder has none."""
+    """The newest of `checkpoints`, or None."""
+    return next(iter(checkpoints(folder)), None)
+
+
+def checkpoints(folder: str | Path) -> list[str]:
+    """The `checkpoint-<step>`s of a run, newest first; the card is written last, so half a folder has none."""
     steps = {
         int(match.group(1)): path
         for path in Path(folder).glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CARD_FILE).is_file()
     }
-    return str(steps[max(steps)]) if steps else None
+    return [str(steps[step]) for step in sorted(steps, reverse=True)]
+
+
+def why_not_finite(model: PreTrainedModel) -> str:
+    """Why a model answers NaN or infinity, naming its checkpoint and the first bad tensor."""
+    path = model.name_or_path
+    told = not_finite_on_disk(path)
+    if told is not None:
+        return f"{told}: fetch or train this checkpoint again"
+    name = not_finite(model.named_parameters())
+    if name is not None:
+        return f"the model loaded from {path} has NaN or infinite values now, first in {name}"
+    return f"{path}: its weights are finite, what it computes in {model.dtype} is not: take vlnr1.model.dtype=float32"
 
 
 def is_checkpoint(path: str) -> bool:
@@ -241,19 +261,16 @@ def _existing(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def _base_of_adapter(folder: Path) -> str:
-    adapter = read_json(folder / ADAPTER_FILE, "restore the file or save the checkpoint again", CheckpointError)
-    base = adapter.get("base_model_name_or_path")
-    if not base or not isinstance(base, str):
-        raise CheckpointError(f"{folder / ADAPTER_FILE}: no base_model_name_or_path; load the base and pass adapter=")
-    return base
+def _hub_adapter(name: str) -> str | None:
+    """The settings of the adapter that a hub id names; None for whole models."""
+    return _quietly(find_adapter_config_file, _existing(name))
 
 
 def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a `from_pretrained`, with its errors as one line that names the source."""
     try:
         return function(*args, **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a cut tokenizer.json it is no narrower kind
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(f"cannot load {args[-1]}: {first}") from error
 

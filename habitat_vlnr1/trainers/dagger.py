@@ -29,16 +29,16 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_angles, edited, export_folder, memory_of, sft_arguments, template_of
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
-from habitat_vlnr1.results import folder_fingerprint
 from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
 from habitat_vlnr1.trainers.export import depth_meta, is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
+from habitat_vlnr1.weights import folder_fingerprint
 
 SPLIT = "train"
 
@@ -51,8 +51,8 @@ class DAggerTrainer(VLNR1Trainer):
         from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint
         from habitat_vlnr1.trainers.fitting import (
             check_start,
-            is_finished,
             join_processes,
+            last_checkpoint,
             leave_processes,
             open_records,
         )
@@ -63,15 +63,15 @@ class DAggerTrainer(VLNR1Trainer):
         memory_of(self.config)
         sft_arguments(self.config)
         rules = schedule(self.config)
-        if self.config.vlnr1.model.lora is not None and len(rules) > 1:
-            raise VLNR1Error("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
+        last_round = round_config(self.config, len(rules))
+        sources = [self.config.vlnr1.data.source, *last_round.vlnr1.data.sources]
+        check_angles(self.config, [(source, SPLIT) for source in sources])
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
         for number, rule in enumerate(rules, start=1):
             config = round_config(self.config, number)
             folder = config.habitat_baselines.checkpoint_folder
-            last = newest_checkpoint(folder)
-            if last is None or not is_finished(last, config.vlnr1.sft.max_steps):
+            if not last_checkpoint(folder, config.vlnr1.sft.max_steps)[1]:
                 print(f"DAgger round {number} of {len(rules)}, from {start}")
                 walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
                 if walk and state.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,21 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from omegaconf import DictConfig
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from habitat_vlnr1.config import action_space, asked_with, records_of
+from habitat_vlnr1.config import action_space, asked_with, model_card, records_of
 from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
+from habitat_vlnr1.weights import (
+    check_whole,
+    folder_fingerprint,
+    is_adapter,
+    not_finite,
+    read_json,
+    resume_problem,
+)
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -40,6 +49,7 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
             f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with "
             f"vlnr1.{stage}.start=<folder or hub id>"
         )
+    check_whole(start)
     card = checkpoint.read_card(start)
     checkpoint.check_card(card, action_space(config))
     for difference in checkpoint.differences(card, **asked_with(config)):
@@ -70,10 +80,53 @@ def use_cores(config: DictConfig) -> None:
         torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
 
 
-def is_finished(folder: str, max_steps: int) -> bool:
-    """Whether a checkpoint is the last of a run of `max_steps` steps (-1: of as many as it was planned with)."""
-    state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-    return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
+def last_checkpoint(folder: str, max_steps: int) -> tuple[str | None, bool]:
+    """The checkpoint that a run goes on from, and whether that is its last; (None, False) where there is none yet.
+
+    A newer one that is broken (a full disk, a loss of power, a copy that was stopped) is set aside, with a line.
+
+    Args:
+        max_steps: of the run; -1: as many as it was planned with.
+
+    Raises:
+        CheckpointError: none of them is whole.
+    """
+    broken: dict[str, str] = {}
+    with PartialState().main_process_first():
+        for path in checkpoint.checkpoints(folder):
+            try:
+                finished = _is_finished(Path(path), max_steps)
+            except checkpoint.CheckpointError as problem:
+                broken[path] = str(problem)
+                continue
+            for other, problem in broken.items():
+                print(f"{problem}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
+            return path, finished
+    if broken:
+        newest = next(iter(broken.values()))
+        raise checkpoint.CheckpointError(f"{newest}. No older one is whole: delete them to start over")
+    return None, False
+
+
+def _is_finished(folder: Path, max_steps: int) -> bool:
+    """Whether a checkpoint is the run's last; CheckpointError where training cannot go on from it."""
+    checkpoint.read_card(folder)
+    state = read_json(folder / "trainer_state.json")
+    for key in ("global_step", "max_steps"):
+        if not isinstance(state.get(key), int):
+            raise checkpoint.CheckpointError(f"{folder / 'trainer_state.json'}: no {key}")
+    check_whole(folder)
+    finished = state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+    problem = None if finished else resume_problem(folder)
+    if problem:
+        raise checkpoint.CheckpointError(f"{folder}: {problem}")
+    return finished
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a folder so that nothing takes it for a checkpoint."""
+    names = (folder.with_name(f"broken-{folder.name}{'-again' * count}") for count in itertools.count())
+    return folder.rename(next(name for name in names if not name.exists()))
 
 
 def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -82,7 +135,12 @@ def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple
     The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
     parameters as released, the model in memory names them otherwise, and unmatched names are only warned about. An
     adapter's weights it does resume, on top of the starting model.
+
+    Raises:
+        CheckpointError: `last` is not of a run like this one.
     """
+    if last is not None:
+        check_same_run(config, start, last)
     source = last if last is not None and config.vlnr1.model.lora is None else start
     model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
     share_prefixes(model)
@@ -92,11 +150,84 @@ def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple
     return model.train(), processor
 
 
+def check_same_run(config: DictConfig, start: str, last: str) -> None:
+    """CheckpointError where the run's last checkpoint began from other weights, or one of both is an adapter."""
+    another = "or choose another vlnr1.run_dir"
+    if is_adapter(last) != (config.vlnr1.model.lora is not None):
+        kind, key = ("an adapter", "null") if is_adapter(last) else ("a whole model", "set")
+        raise checkpoint.CheckpointError(f"{last} is {kind}, vlnr1.model.lora is {key}: take what it was, {another}")
+    card = checkpoint.read_card(last)
+    began = (card.info.get("start") if card else None) or {}
+    now = folder_fingerprint(start)
+    if None not in (now, began.get("weights")) and now != began["weights"]:
+        raise checkpoint.CheckpointError(
+            f"{last} was trained from {began['path']}, whose weights were not those of {start}: start from those, "
+            f"{another}"
+        )
+
+
+def whole_model(config: DictConfig, start: str) -> str:
+    """The start as a folder that anything loads: itself, or, of an adapter, `reference` beside the checkpoints with
+    everything merged, made on first use.
+    """
+    if not is_adapter(start):
+        return start
+    folder = Path(config.habitat_baselines.checkpoint_folder).parent / "reference"
+    with PartialState().main_process_first():
+        card = checkpoint.read_card(folder)
+        if card is None or card.info["start"]["weights"] != folder_fingerprint(start):
+            model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
+            checkpoint.save(folder, model, processor, model_card(config, "reference", start, folder))
+    return str(folder)
+
+
+class StopsWhenDiverged:
+    """Goes before a Trainer: the first loss or gradient norm that is NaN or infinite ends training with an error.
+
+    Both are known before the optimizer's step, except with DeepSpeed, which steps in its backward pass; nothing is
+    saved after that either. In fp16 a gradient may overflow, and the loss scaler leaves that step out: the loss alone
+    counts.
+    """
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = torch.as_tensor(0.0 if self.args.fp16 or grad_norm is None else grad_norm)
+        if not torch.isfinite(norm.to(self._tr_loss.device) + self._tr_loss):  # waits for the device, as Trainer did
+            step = self.state.global_step + 1
+            loss = self._tr_loss.item() / (step - self._globalstep_last_logged)
+            numbers = f"step {step}: loss {loss:g}, gradient norm {norm.item():g}"
+            raise diverged(self.args.output_dir, numbers, self.model)
+        return grad_norm
+
+
+def diverged(folder: str, what: str, model: Any) -> checkpoint.CheckpointError:
+    """The error that ends a run whose numbers are no longer finite."""
+    bad = not_finite(model.named_parameters())
+    why = f" ({checkpoint.why_not_finite(model)})" if bad else ""
+    return checkpoint.CheckpointError(
+        f"{what}: training has diverged and stops{why}; {last_good(folder)}. A lower learning_rate or max_grad_norm, "
+        "or a longer warmup may help"
+    )
+
+
+def last_good(folder: str) -> str:
+    """Which checkpoint a run that ends with an error has left."""
+    last = checkpoint.newest_checkpoint(folder)
+    return f"the last good checkpoint is {last}" if last else "no checkpoint has been saved"
+
+
 class CardCallback(TrainerCallback):
-    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint."""
+    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint.
+
+    Weights that are not finite are not saved: they would take the place of an older, good checkpoint.
+    """
 
     def __init__(self, card: checkpoint.ModelCard):
         self.card = card
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if control.should_save and not_finite(model.named_parameters()):
+            raise diverged(args.output_dir, f"step {state.global_step}: weights are not finite", model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.config import check_angles
+from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
@@ -51,6 +52,7 @@ class ImitationTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         config = self.config
+        check_angles(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
         if config.vlnr1.data.source in config.vlnr1.data.sources and not is_exported(config, SPLIT):
             export_split(self, config, SPLIT)
         egos = [VLNEgo(Path(config.vlnr1.data.root) / source / SPLIT) for source in config.vlnr1.data.sources]
@@ -230,7 +232,13 @@ class Imitation:
         loss = (losses * weights).sum() / len(batch["lengths"])
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.il.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.il.max_grad_norm)
+        if not torch.isfinite(loss + norm):
+            last = newest_pth(self.folder)
+            raise CheckpointError(
+                f"batch {self.step + 1}: loss {loss.item():g}, gradient norm {norm.item():g}: training has diverged "
+                f"and stops; the last good checkpoint is {last}. A lower vlnr1.il.learning_rate may help"
+            )
         self.optimizer.step()
         right = (logits.argmax(1) == taught)[taught != IGNORED]
         return {"loss": loss.item(), "accuracy": right.float().mean().item()}
@@ -260,7 +268,14 @@ class Imitation:
         last = newest_pth(self.folder)
         if last is None:
             return
-        checkpoint = read_pth(last)
+        try:
+            checkpoint = read_pth(last)
+        except ValueError as broken:
+            if len(list(self.folder.glob("ckpt.*.pth"))) == 1:
+                raise CheckpointError(f"{broken}. No older one is there: delete it to start over") from None
+            aside = last.rename(last.with_name(f"broken-{last.name}"))
+            print(f"{broken}. Going on from the one before; the broken one is now {aside}")
+            return self._resume()
         try:
             self.policy.load_state_dict(checkpoint["state_dict"])
             self.optimizer.load_state_dict(checkpoint["optim_state"])

@@ -22,13 +22,13 @@ from habitat_vlnr1.config import (
     template_of,
 )
 from habitat_vlnr1.errors import VLNR1Error
-from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
-    is_finished,
+    last_checkpoint,
     load_for_training,
+    whole_model,
 )
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
 from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
@@ -139,7 +139,9 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         task: what is trained on.
     """
     model, processor = load_for_training(config, start, last)
-    model.config._name_or_path = start  # TRL loads the reference from here
+    if config.vlnr1.model.lora is None and config.vlnr1.rft.beta > 0:
+        # TRL loads the reference from here, and knows no adapters.
+        model.config._name_or_path = whole_model(config, start)
     encoder = prompt_encoder(config, processor)
     # TRL pads prompts on the left, and takes their image places from the processor: it must pad on the same side.
     processor.tokenizer.padding_side = "left"
@@ -149,7 +151,7 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         "args": rft_arguments(config),
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(model_card(config, "rft"))],
+        "callbacks": [CardCallback(model_card(config, "rft", start))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
     if isinstance(task, Online):
@@ -167,8 +169,8 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
 def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
-    last = checkpoint.newest_checkpoint(folder)
-    if last is not None and is_finished(last, config.vlnr1.rft.max_steps):
+    last, finished = last_checkpoint(folder, config.vlnr1.rft.max_steps)
+    if finished:
         print(f"RFT is finished: {last}")
         return
     trainer = make_trainer(config, start, last, task)

@@ -17,16 +17,18 @@ from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.records import Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
-    is_finished,
+    StopsWhenDiverged,
+    last_checkpoint,
     load_for_training,
     use_cores,
 )
 
 
 def starting_model(config: DictConfig, records: Records) -> str:
-    """Folder or hub id that training starts from: `vlnr1.model.path`, or a tiny model, made and warmed up once."""
+    """Folder or hub id that training starts from: `vlnr1.model.path` (of a run's folder the newest checkpoint), or a
+    tiny model, made and warmed up once."""
     if config.vlnr1.model.path is not None:
-        return config.vlnr1.model.path
+        return checkpoint.resolve(config.vlnr1.model.path)
     folder = Path(config.vlnr1.run_dir) / "base"
     if not folder.is_dir():
         make_tiny(config, records, folder)
@@ -54,8 +56,8 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
 
 def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
-    last = checkpoint.newest_checkpoint(config.habitat_baselines.checkpoint_folder)
-    if last is not None and is_finished(last, config.vlnr1.sft.max_steps):
+    last, finished = last_checkpoint(config.habitat_baselines.checkpoint_folder, config.vlnr1.sft.max_steps)
+    if finished:
         print(f"SFT is finished: {last}")
         return
     model, processor = load_for_training(config, start, last)
@@ -68,7 +70,7 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         ),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[CardCallback(model_card(config, stage))],
+        callbacks=[CardCallback(model_card(config, stage, start))],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
@@ -92,7 +94,7 @@ def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float
     return Dataset.from_dict({"index": rows, "length": lengths})
 
 
-class AnswerTrainer(trl.SFTTrainer):
+class AnswerTrainer(StopsWhenDiverged, trl.SFTTrainer):
     """TRL's SFTTrainer; on a CPU its loss is computed from the answer's positions alone.
 
     Without Triton, TRL's fused head works on every position. The loss is the same; a step of the tiny model takes
