@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from habitat_vlnr1.config import action_space, asked_with, model_card, records_of
-from habitat_vlnr1.errors import MissingFileError, VLNR1Error
+from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
@@ -96,7 +96,7 @@ def last_checkpoint(folder: str, max_steps: int) -> tuple[str | None, bool]:
         for path in checkpoint.checkpoints(folder):
             try:
                 finished = _is_finished(Path(path), max_steps)
-            except checkpoint.CheckpointError as problem:
+            except CheckpointError as problem:
                 broken[path] = str(problem)
                 continue
             for other, problem in broken.items():
@@ -104,22 +104,22 @@ def last_checkpoint(folder: str, max_steps: int) -> tuple[str | None, bool]:
             return path, finished
     if broken:
         newest = next(iter(broken.values()))
-        raise checkpoint.CheckpointError(f"{newest}. No older one is whole: delete them to start over")
+        raise CheckpointError(f"{newest}. No older one is whole: delete them to start over")
     return None, False
 
 
 def _is_finished(folder: Path, max_steps: int) -> bool:
     """Whether a checkpoint is the run's last; CheckpointError where training cannot go on from it."""
     checkpoint.read_card(folder)
-    state = read_json(folder / "trainer_state.json")
+    state = read_json(folder / "trainer_state.json", f"restore the file or delete {folder}", CheckpointError)
     for key in ("global_step", "max_steps"):
         if not isinstance(state.get(key), int):
-            raise checkpoint.CheckpointError(f"{folder / 'trainer_state.json'}: no {key}")
+            raise CheckpointError(f"{folder / 'trainer_state.json'}: no {key}")
     check_whole(folder)
     finished = state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
     problem = None if finished else resume_problem(folder)
     if problem:
-        raise checkpoint.CheckpointError(f"{folder}: {problem}")
+        raise CheckpointError(f"{folder}: {problem}")
     return finished
 
 
@@ -155,12 +155,12 @@ def check_same_run(config: DictConfig, start: str, last: str) -> None:
     another = "or choose another vlnr1.run_dir"
     if is_adapter(last) != (config.vlnr1.model.lora is not None):
         kind, key = ("an adapter", "null") if is_adapter(last) else ("a whole model", "set")
-        raise checkpoint.CheckpointError(f"{last} is {kind}, vlnr1.model.lora is {key}: take what it was, {another}")
+        raise CheckpointError(f"{last} is {kind}, vlnr1.model.lora is {key}: take what it was, {another}")
     card = checkpoint.read_card(last)
     began = (card.info.get("start") if card else None) or {}
     now = folder_fingerprint(start)
     if None not in (now, began.get("weights")) and now != began["weights"]:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{last} was trained from {began['path']}, whose weights were not those of {start}: start from those, "
             f"{another}"
         )
@@ -200,11 +200,11 @@ class StopsWhenDiverged:
         return grad_norm
 
 
-def diverged(folder: str, what: str, model: Any) -> checkpoint.CheckpointError:
+def diverged(folder: str, what: str, model: Any) -> CheckpointError:
     """The error that ends a run whose numbers are no longer finite."""
     bad = not_finite(model.named_parameters())
     why = f" ({checkpoint.why_not_finite(model)})" if bad else ""
-    return checkpoint.CheckpointError(
+    return CheckpointError(
         f"{what}: training has diverged and stops{why}; {last_good(folder)}. A lower learning_rate or max_grad_norm, "
         "or a longer warmup may help"
     )
