@@ -37,7 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
-from habitat_vlnr1.files import drop_half_line, is_folder_name, write_atomically, write_first
+from habitat_vlnr1.files import differences, drop_half_line, is_folder_name, write_atomically, write_first
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
@@ -169,10 +169,7 @@ class VLNEgo:
         meta = self.root / "meta.json"
         if not meta.is_file():
             raise RecordError(f"no VLN-Ego data in {self.root} (no meta.json): run --config-name=vlnr1_export first")
-        try:
-            self.meta: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RecordError(f"{meta}: not JSON ({error}); delete the folder and export again") from None
+        self.meta = read_meta(meta)
         if self.meta.get("format") != FORMAT:
             raise RecordError(f"{meta}: format {self.meta.get('format')!r}, but this version reads {FORMAT}")
         self.episodes = self._read_episodes()
@@ -428,6 +425,8 @@ def place_frame(jpeg: bytes | Path, target: Path) -> None:
 def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
     """Write down what a folder is made from; a folder that was made from something else is refused.
 
+    A folder of an older version, which says nothing about its `task`, is taken with a line.
+
     Args:
         file: where that stands, in the folder.
         remedy: what to do then, for the message.
@@ -436,11 +435,30 @@ def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() and write_first(file, json.dumps(content, indent=2, ensure_ascii=False).encode()):
         return
-    old = json.loads(file.read_text(encoding="utf-8"))
-    changed = sorted(key for key in {*old, *content} if old.get(key) != content.get(key))
+    check_claim(file, content, remedy)
+
+
+def check_claim(file: Path, content: dict[str, Any], remedy: str) -> None:
+    """RecordError when a folder was made from something else than `content`; see `claim_folder`."""
+    old = read_meta(file)
+    if "task" in content and "task" not in old:
+        print(f"{file} does not say which episodes it was made from (an older version wrote it): not compared")
+        content = {key: value for key, value in content.items() if key != "task"}
+    changed = differences(old, content)
     if changed:
-        key = changed[0]
-        raise RecordError(
-            f"{file.parent} was exported with {key}={old.get(key)!r}, now {key}={content.get(key)!r}: "
-            f"{remedy} or delete the folder"
-        )
+        raise RecordError(f"{file.parent} was made from something else ({changed[0]}): {remedy} or delete the folder")
+
+
+def read_meta(file: Path) -> dict[str, Any]:
+    """What a folder's `meta.json` holds.
+
+    Raises:
+        RecordError: it is empty or damaged.
+    """
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{file}: not JSON ({error}); delete the folder and export again") from None
+    if not isinstance(meta, dict):
+        raise RecordError(f"{file}: not an object; delete the folder and export again")
+    return meta

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from habitat_vlnr1.files import drop_half_line, write_atomically
+from habitat_vlnr1.files import differences, drop_half_line, write_atomically
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -87,9 +87,17 @@ class EpisodeLog:
         remedy = f"choose another vlnr1.results_dir or delete {self.folder}"
         if not run.exists():
             raise ResultsError(f"{self.path} has no run.json beside it that says what it holds; {remedy}")
-        differences = _differences(json.loads(run.read_text()), identity)
-        if differences:
-            raise ResultsError(f"{self.path} holds results of another run ({'; '.join(differences)}); {remedy}")
+        try:
+            there = json.loads(run.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ResultsError(f"{run}: not JSON ({error}), so what {self.path} holds is unknown; {remedy}") from None
+        if "task" in identity and "task" not in there:
+            raise ResultsError(
+                f"{run} does not say which episodes its results are of (an older version wrote it); {remedy}"
+            )
+        changed = differences(there, identity)
+        if changed:
+            raise ResultsError(f"{self.path} holds results of another run ({'; '.join(changed[:5])}); {remedy}")
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one finished episode (`episode_line`) and flush it."""
@@ -134,14 +142,6 @@ def _parse(path: Path) -> list[dict[str, Any]]:
             raise ResultsError(f"{path} line {number} is not an episode ({error!r}); delete that line") from error
         lines.append(line)
     return lines
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """`['protocol.turn_angle: 15 there, 30 now']` for two JSON values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
-    return [] if old == new else [f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"]
 
 
 def folder_fingerprint(path: str | Path) -> dict[str, str] | None:

@@ -84,6 +84,7 @@ class PromptEncoder:
         if max_pixels is not None:
             limit_pixels(processor, max_pixels)
         self.processor = processor
+        self.max_pixels = max_pixels
         self.tokenizer = processor.tokenizer
         self.template = template
         self.num_actions = num_actions

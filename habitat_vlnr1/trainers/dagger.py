@@ -36,6 +36,7 @@ from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
 from habitat_vlnr1.results import folder_fingerprint
+from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
@@ -171,6 +172,7 @@ def provenance(config: DictConfig, number: int, rule: dict[str, Any], start: str
     return {
         "split": SPLIT,
         "dataset": config.habitat.dataset.type,
+        "task": task_identity(config, SPLIT),
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
         "expert": plan.mode,
         "jpeg_quality": config.vlnr1.export.jpeg_quality,

@@ -34,7 +34,7 @@ from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
 from habitat_vlnr1.trainers.base import VLNR1Trainer
-from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
 IGNORED = -100
@@ -50,8 +50,8 @@ class ImitationTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         config = self.config
-        if config.vlnr1.data.source in config.vlnr1.data.sources and not is_exported(config, SPLIT):
-            export_split(self, config, SPLIT)
+        if config.vlnr1.data.source in config.vlnr1.data.sources:
+            export_if_missing(self, config, SPLIT)
         egos = [VLNEgo(Path(config.vlnr1.data.root) / source / SPLIT) for source in config.vlnr1.data.sources]
         for ego in egos:
             ego.check_frames()

@@ -14,7 +14,7 @@ from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 from habitat_vlnr1.config import edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer
-from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.trainers.export import export_if_missing
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
     from accelerate import PartialState
@@ -64,8 +64,8 @@ class RFTTrainer(VLNR1Trainer):
         own = config.vlnr1.data.source
         folders = [*((source, "train") for source in config.vlnr1.data.rft_records), (own, rft.held_out.split)]
         for source, split in folders:
-            if state.is_main_process and source == own and not is_exported(config, split):
-                export_split(self, config, split)
+            if state.is_main_process and source == own:
+                export_if_missing(self, config, split)
         state.wait_for_everyone()
         records = open_records(config, folders)
         wanted = [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)]

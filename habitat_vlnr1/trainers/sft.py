@@ -11,7 +11,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 
 from habitat_vlnr1.config import memory_of, sft_arguments, template_of
 from habitat_vlnr1.trainers.base import VLNR1Trainer
-from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
 
@@ -36,8 +36,8 @@ class SFTTrainer(VLNR1Trainer):
         sft_arguments(self.config)
         state = join_processes(self.config)
         sources = list(self.config.vlnr1.data.sources)
-        if state.is_main_process and self.config.vlnr1.data.source in sources and not is_exported(self.config, SPLIT):
-            export_split(self, self.config, SPLIT)
+        if state.is_main_process and self.config.vlnr1.data.source in sources:
+            export_if_missing(self, self.config, SPLIT)
         state.wait_for_everyone()
         records = open_records(self.config, [(source, SPLIT) for source in sources])
         if state.is_main_process:

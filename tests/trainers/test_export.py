@@ -158,7 +158,7 @@ def test_concurrent_processes_agree_on_one_meta(tmp_path):
         thread.join()
     angle = json.loads((tmp_path / "meta.json").read_text())["turn_angle"]
     assert [shard for shard, _ in failures] == [7] if angle == 30 else len(failures) == 7
-    assert all("turn_angle=" in message for _, message in failures)
+    assert all("turn_angle: " in message for _, message in failures)
     assert {file.name for file in tmp_path.iterdir()} - {f"episodes-{i}.jsonl" for i in range(8)} == {"meta.json"}
 
 
