@@ -21,6 +21,11 @@ from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 from habitat_vlnr1.files import is_folder_name
 
 SCENES_PREFIX = "data/scene_datasets/"
+SAME, SAME_PLACE = 0.01, "start and goal are the same place"
+"""Nearer than so many metres there is no way to speak of, and no SPL."""
+FOREIGN_START, FOREIGN_END = 1.0, 3.0
+"""Metres that a ground truth may begin and end from where its episode does. VLN-CE's begin at the start itself: what is
+left is rounding, and a start that is snapped to the navmesh. They end where its expert stopped near the goal."""
 LOOKS = (4, 5)  # RxR-CE's LOOK_UP and LOOK_DOWN, which the four actions of this task lack
 _EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
 
@@ -70,6 +75,24 @@ class GroundTruth:
         if locations.ndim != 2 or locations.shape[1] != 3 or not len(locations) or not np.isfinite(locations).all():
             raise ValueError("locations must be [n, 3] finite numbers")
         return cls(locations, actions, len(recorded) - len(actions))
+
+
+def foreign(truth: GroundTruth, episode: VLNEpisode) -> str | None:
+    """Why a recorded path cannot be the episode's (another split's file has the same ids); None: it may be.
+
+    An odd start or goal is no sign of it, if the path goes along the episode's reference path.
+    """
+    path = episode.reference_path or []
+    starts = [episode.start_position, *path[:1]]
+    ends = [*(goal.position for goal in episode.goals or []), *path[-1:]]
+    for word, point, places, limit in (
+        ("begins", truth.locations[0], starts, FOREIGN_START),
+        ("ends", truth.locations[-1], ends, FOREIGN_END),
+    ):
+        off = min((math.dist(point, place) for place in places), default=0.0)
+        if off > limit:
+            return f"{word} {off:.1f} m from where the episode does, so it is another's"
+    return None
 
 
 def ground_truth_or_reason(entry: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
-from habitat_vlnr1.results import folder_fingerprint
+from habitat_vlnr1.results import LeftOut, folder_fingerprint, left_out_text
 from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import is_exported
@@ -213,13 +213,17 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, rule: dict[s
             sum(episode.info["expert_steps"] for episode in episodes) / sum(len(e.actions) for e in episodes), 3
         ),
     }
+    left_out = [*trainer.envs.left_out, *walkers.unusable]
     summary = {**summarize(episodes), **done, "skipped": walkers.skipped}
+    summary["left_out"] = [entry._asdict() for entry in left_out]
     write_atomically(root / "summary.json", json.dumps(summary, indent=2).encode())
     print(
         f"Round {number}: {summary['episodes']} episodes ({len(episodes) - before} in {seconds:.0f} s), "
         f"{summary['records']} records; success {done['success']:.2f}, {done['alone']:.0%} of the walks without the "
         f"expert, {done['expert_share']:.0%} of the steps the expert's; skipped {len(walkers.skipped)}"
     )
+    for line in left_out_text([*left_out, *(LeftOut(name, "", why) for name, why in walkers.skipped.items())]):
+        print(f"Round {number}: left out: {line}")
 
 
 class RollIn(Walkers):
@@ -260,7 +264,10 @@ class RollIn(Walkers):
 
     def _finish(self, walk: Walk, info: dict[str, Any]) -> None:
         episode = walk.episode
-        if walk.unusable or not walk.labels:
-            self.skipped[episode.episode_id] = walk.unusable or "the expert finds no way to the goal"
+        if walk.unusable:
+            self.leave_out(walk)
+            return
+        if not walk.labels:
+            self.skipped[episode.episode_id] = "the expert finds no way to the goal"
             return
         self._write(walk, info, success=float(info["success"]), expert_steps=walk.expert_steps)

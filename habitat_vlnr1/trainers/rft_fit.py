@@ -23,13 +23,14 @@ from habitat_vlnr1.config import (
 )
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.records import RecordError, Records, keep_some
+from habitat_vlnr1.results import LISTED
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     is_finished,
     load_for_training,
 )
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
-from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
+from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distance
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,18 @@ def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
 
 
 def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
-    """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all)."""
+    """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all).
+
+    Raises:
+        ValueError: there are fewer that have a distance for the reward `progress` to divide by.
+    """
+    without = [episode.episode_id for episode in episodes if first_distance(episode) is None]
+    if without:
+        ids = ", ".join(without[:LISTED]) + (" …" if len(without) > LISTED else "")
+        print(f"{len(without)} episodes are left out: they have no positive info.geodesic_distance: {ids}")
+        episodes = [episode for episode in episodes if first_distance(episode) is not None]
+    if not episodes:
+        raise ValueError("no episode has info.geodesic_distance: choose another task or split")
     if count > len(episodes):
         raise ValueError(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
     order = np.random.default_rng(seed).permutation(len(episodes))
@@ -99,7 +111,7 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
             "prompt": [episode.instruction.instruction_text for episode in drawn],
             "scene_id": [episode.scene_id for episode in drawn],
             "episode_id": [str(episode.episode_id) for episode in drawn],
-            "start_distance": first_distances(drawn),
+            "start_distance": [first_distance(episode) for episode in drawn],
         }
     )
 
