@@ -96,11 +96,12 @@ def asked_with(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: DictConfig, stage: str) -> ModelCard:
-    """What stands beside every checkpoint of this run."""
+def model_card(config: DictConfig, stage: str, **made_with: Any) -> ModelCard:
+    """What stands beside every checkpoint of this run; `made_with` tells more of where it comes from."""
     from habitat_vlnr1.lvlm.checkpoint import ModelCard
 
     info = {"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)}
+    info |= made_with
     return ModelCard(space=action_space(config), **asked_with(config), info=info)
 
 

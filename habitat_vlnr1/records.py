@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
 from habitat_vlnr1.files import differences, drop_half_line, is_folder_name, write_atomically, write_first
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
@@ -334,12 +335,24 @@ class EpisodeWriter:
         root: the folder.
         meta: what is exported; an existing folder must have been made with the same.
         shard: names this process's file `episodes-<shard>.jsonl` when several write into one folder.
+
+    Raises:
+        RecordError: the folder was made from something else.
+        FolderInUse: another process writes this shard.
     """
 
     def __init__(self, root: str | os.PathLike[str], meta: dict[str, Any], shard: str = ""):
         self.root = Path(root)
-        claim_folder(self.root / "meta.json", {"format": FORMAT, **meta}, "choose another vlnr1.data.source")
         self.file = self.root / (f"episodes-{shard}.jsonl" if shard else "episodes.jsonl")
+        self._lock = FolderLock(self.root, self.file.stem)
+        try:
+            self._open(meta)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, meta: dict[str, Any]) -> None:
+        claim_folder(self.root / "meta.json", {"format": FORMAT, **meta}, "choose another vlnr1.data.source")
         drop_half_line(self.file)
         self.done = {episode.episode_id for episode in read_episode_lines(self.file)} if self.file.exists() else set()
         self._lines = self.file.open("a", encoding="utf-8")
@@ -369,7 +382,9 @@ class EpisodeWriter:
         self.done.add(episode.episode_id)
 
     def close(self) -> None:
+        """Let another process go on."""
         self._lines.close()
+        self._lock.release()
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:

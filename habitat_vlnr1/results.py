@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from habitat_vlnr1.files import differences, drop_half_line, write_atomically
+from habitat_vlnr1.lock import FolderLock
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -67,15 +68,22 @@ class EpisodeLog:
 
     Raises:
         ResultsError: the folder holds the results of something else.
+        FolderInUse: another evaluation writes there.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
         self.folder = Path(folder)
         self.path = self.folder / "episodes.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        identity = json.loads(json.dumps(identity))
-        run = self.folder / "run.json"
         self.lines: dict[str, dict[str, Any]] = {}
+        self._lock = FolderLock(self.folder)
+        try:
+            self._open(json.loads(json.dumps(identity)))
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, identity: dict[str, Any]) -> None:
+        run = self.folder / "run.json"
         if self.path.exists():
             self._check_identity(run, identity)
             drop_half_line(self.path)
@@ -106,7 +114,9 @@ class EpisodeLog:
         self.lines[episode_key(line)] = dict(line)
 
     def close(self) -> None:
+        """Let another process go on."""
         self._file.close()
+        self._lock.release()
 
 
 def episode_key(line: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("actions", "memory", "prompt", "rewards", "files", "records", "observations"),
+    ("actions", "memory", "prompt", "rewards", "files", "lock", "records", "observations"),
     ("results", "lvlm"),
     ("config", "obs_transform"),
     ("sim",),

@@ -16,11 +16,13 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from habitat_vlnr1.actions import ActionSpace
@@ -152,14 +154,67 @@ def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
     write_atomically(Path(folder) / CARD_FILE, (json.dumps(card.to_json(), indent=2) + "\n").encode())
 
 
-def newest_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole `checkpoint-<step>` of a run; the card is written last, so half a folder has none."""
+def checkpoints_of(folder: str | Path) -> list[Path]:
+    """The `checkpoint-<step>`s of a run, the newest first; the card is written last, so half a folder has none."""
     steps = {
         int(match.group(1)): path
         for path in Path(folder).glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CARD_FILE).is_file()
     }
-    return str(steps[max(steps)]) if steps else None
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole `checkpoint-<step>` of a run.
+
+    Raises:
+        CheckpointError: its weights are damaged. To evaluate an older one in its place would be another result.
+    """
+    newest = next(iter(checkpoints_of(folder)), None)
+    if newest is None:
+        return None
+    problem = weights_problem(newest)
+    if problem:
+        raise CheckpointError(f"{newest}: {problem}; restore it, or delete the folder to take the one before it")
+    return str(newest)
+
+
+def weights_problem(folder: str | Path) -> str | None:
+    """Which weights file is cut or damaged, as far as its header tells; None: none is."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(min(length, size)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{file.name} is cut or damaged ({size} bytes, no header)"
+        wanted = 8 + length + max(ends, default=0)
+        if size != wanted:
+            return f"{file.name} is cut or damaged ({size} of {wanted} bytes)"
+    return None
+
+
+def training_problem(folder: str | Path) -> str | None:
+    """Why training cannot go on from a checkpoint; None: it can. Only the ends of large files are looked at."""
+    folder = Path(folder)
+    try:
+        read_card(folder)
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except CheckpointError as error:
+        return str(error)
+    except FileNotFoundError:
+        return "there is no trainer_state.json"
+    except ValueError as error:
+        return f"trainer_state.json is not JSON ({error})"
+    by_deepspeed = any(folder.glob("global_step*"))
+    if not by_deepspeed and not (folder / "optimizer.pt").is_file():
+        return "there is no optimizer.pt"
+    for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+        if not zipfile.is_zipfile(file):
+            return f"{file.name} is cut or damaged ({file.stat().st_size} bytes)"
+    return weights_problem(folder)
 
 
 def is_checkpoint(path: str) -> bool:
@@ -238,7 +293,10 @@ def _existing(path: str | os.PathLike[str]) -> str:
 
 
 def _base_of_adapter(folder: Path) -> str:
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise CheckpointError(f"{folder / ADAPTER_FILE}: not JSON ({error}); restore the file") from None
     if not base:
         raise CheckpointError(f"{folder / ADAPTER_FILE}: no base_model_name_or_path; load the base and pass adapter=")
     return base
@@ -248,7 +306,7 @@ def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a `from_pretrained`, with its errors as one line that names the source."""
     try:
         return function(*args, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(f"cannot load {args[-1]}: {first}") from error
 

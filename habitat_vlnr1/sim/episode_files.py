@@ -24,8 +24,8 @@ SCENES_PREFIX = "data/scene_datasets/"
 SAME, SAME_PLACE = 0.01, "start and goal are the same place"
 """Nearer than so many metres there is no way to speak of, and no SPL."""
 FOREIGN_START, FOREIGN_END = 1.0, 3.0
-"""Metres that a ground truth may begin and end from where its episode does. VLN-CE's begin at the start itself: what is
-left is rounding, and a start that is snapped to the navmesh. They end where its expert stopped near the goal."""
+"""Metres that a ground truth may begin and end from where its episode does. VLN-CE's begin at the start itself: what
+is left is rounding, and a start that is snapped to the navmesh. They end where its expert stopped near the goal."""
 LOOKS = (4, 5)  # RxR-CE's LOOK_UP and LOOK_DOWN, which the four actions of this task lack
 _EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from omegaconf import DictConfig
 
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import make_scenes
 
@@ -27,6 +30,20 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
         print(f"left out: {line}")
     print(f"Done, but {len(left_out)} episodes were left out because of the data; exit status {LEFT_OUT_STATUS}")
     raise SystemExit(LEFT_OUT_STATUS)
+
+
+@contextmanager
+def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
+    """No other training writes checkpoints into this folder meanwhile; of several processes the main one asks.
+
+    Raises:
+        FolderInUse: another one does.
+    """
+    if not is_main:
+        yield
+        return
+    with FolderLock(folder):
+        yield
 
 
 class VLNR1Trainer(PPOTrainer):

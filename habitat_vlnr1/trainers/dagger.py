@@ -37,7 +37,7 @@ from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
 from habitat_vlnr1.results import LeftOut, folder_fingerprint, left_out_text
 from habitat_vlnr1.sim.task_files import task_identity
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer
 from habitat_vlnr1.trainers.export import is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
 
@@ -49,7 +49,7 @@ class DAggerTrainer(VLNR1Trainer):
     """Trains `vlnr1.dagger.start` for `vlnr1.dagger.rounds` rounds, then evaluates it beside where it started."""
 
     def train(self) -> None:
-        from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint
+        from habitat_vlnr1.lvlm.checkpoint import checkpoints_of, newest_checkpoint, training_problem
         from habitat_vlnr1.trainers.fitting import (
             check_start,
             is_finished,
@@ -68,20 +68,22 @@ class DAggerTrainer(VLNR1Trainer):
             raise ValueError("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
-        for number, rule in enumerate(rules, start=1):
-            config = round_config(self.config, number)
-            folder = config.habitat_baselines.checkpoint_folder
-            last = newest_checkpoint(folder)
-            if last is None or not is_finished(last, config.vlnr1.sft.max_steps):
-                print(f"DAgger round {number} of {len(rules)}, from {start}")
-                walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
-                if walk and state.is_main_process:
-                    roll_in(self, self.config, number, rule, start)
+        with only_trainer(Path(self.config.vlnr1.run_dir) / "dagger", state.is_main_process):
+            for number, rule in enumerate(rules, start=1):
+                config = round_config(self.config, number)
+                folder = config.habitat_baselines.checkpoint_folder
+                last = next(map(str, checkpoints_of(folder)), None)
+                finished = last and not training_problem(last) and is_finished(last, config.vlnr1.sft.max_steps)
+                if not finished:
+                    print(f"DAgger round {number} of {len(rules)}, from {start}")
+                    walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
+                    if walk and state.is_main_process:
+                        roll_in(self, self.config, number, rule, start)
                 state.wait_for_everyone()
                 records = open_records(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
-                fit(config, start, records, stage="dagger")
+                fit(config, start, records, stage="dagger")  # a finished round is only compared
                 state.wait_for_everyone()
-            start = newest_checkpoint(folder)
+                start = newest_checkpoint(folder)
         leave_processes(state)
         if state.is_main_process and self.config.vlnr1.sft.evaluate:
             self.eval()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
 
 from habitat_vlnr1.config import action_space, asked_with, records_of
+from habitat_vlnr1.files import differences
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
+from habitat_vlnr1.results import folder_fingerprint
+from habitat_vlnr1.sim.task_files import task_identity
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -67,6 +72,82 @@ def use_cores(config: DictConfig) -> None:
     """On a CPU, train with `vlnr1.model.cpu_threads` threads, or one per core."""
     if not torch.cuda.is_available():
         torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
+
+
+FREE = (
+    "evaluate", "start", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps",
+    "eval_steps", "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "tf32", "deepspeed",
+)  # fmt: skip
+"""Keys of `vlnr1.sft` and `vlnr1.rft` that a run may go on with changed: how long, how often, on which machine."""
+
+
+def training_run(config: DictConfig, stage: str, start: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """What decides a training, for the card of its checkpoints: settings, data and where it starts from.
+
+    Args:
+        stage: `sft`, `rft` or `dagger`.
+        start: checkpoint or hub id.
+        folders: exported data.
+    """
+    options = OmegaConf.to_container(config.vlnr1["rft" if stage == "rft" else "sft"], resolve=True)
+    per_step = options.get("per_device_train_batch_size", 8) * options.get("gradient_accumulation_steps", 1)
+    run = {
+        "seed": config.habitat.seed,
+        "start": folder_fingerprint(start) or start,
+        "lora": OmegaConf.to_container(config.vlnr1.model.lora, resolve=True) if config.vlnr1.model.lora else None,
+        "freeze_vision": config.vlnr1.model.freeze_vision,
+        "label_offset": config.vlnr1.data.label_offset,
+        "rows_per_step": per_step * PartialState().num_processes,
+        "data": {f"{folder.parent.name}/{folder.name}": lines_digest(folder) for folder in folders},
+        "settings": {key: value for key, value in options.items() if key not in FREE},
+    }
+    if stage == "rft":
+        run["records"] = OmegaConf.to_container(config.vlnr1.data.rft_records, resolve=True)
+        if options.get("online"):
+            run["settings"]["online"] = {k: v for k, v in options["online"].items() if k != "num_environments"}
+            run["task"] = task_identity(config, "train")
+    if stage == "dagger":
+        walks = OmegaConf.to_container(config.vlnr1.dagger, resolve=True)
+        run["dagger"] = {k: v for k, v in walks.items() if k not in ("rounds", "start", "num_environments")}
+    return json.loads(json.dumps(run))
+
+
+def lines_digest(folder: Path) -> str:
+    """Of the episodes of an exported folder."""
+    digest = sha256()
+    for file in sorted(folder.glob("episodes*.jsonl")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def last_checkpoint(folder: str, card: checkpoint.ModelCard) -> str | None:
+    """The checkpoint that a training goes on from, or None: the newest whole one, if it is of this training.
+
+    Raises:
+        CheckpointError: it is of other data, another model or other settings; or none is whole.
+    """
+    found = checkpoint.checkpoints_of(folder)
+    for path in found:
+        problem = checkpoint.training_problem(path)
+        if problem:
+            print(f"{path} is not whole and is passed over: {problem}")
+            continue
+        there, now = checkpoint.read_card(path).to_json(), json.loads(json.dumps(card.to_json()))
+        if "run" not in there["info"]:
+            print(f"{path} says little of what it was trained with (an older version wrote it): its card is compared")
+            now["info"].pop("run", None)
+        changed = differences(there, now)
+        if changed:
+            raise checkpoint.CheckpointError(
+                f"{path} is of another training ({'; '.join(changed[:5])}): choose another vlnr1.run_dir, or delete "
+                f"{folder}"
+            )
+        return str(path)
+    if found:
+        raise checkpoint.CheckpointError(f"{folder}: no checkpoint is whole: restore one, or delete all to start over")
+    return None
 
 
 def is_finished(folder: str, max_steps: int) -> bool:

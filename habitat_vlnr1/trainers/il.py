@@ -33,7 +33,7 @@ from habitat_vlnr1.actions import Action
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
-from habitat_vlnr1.trainers.base import VLNR1Trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer
 from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
@@ -55,7 +55,8 @@ class ImitationTrainer(VLNR1Trainer):
         egos = [VLNEgo(Path(config.vlnr1.data.root) / source / SPLIT) for source in config.vlnr1.data.sources]
         for ego in egos:
             ego.check_frames()
-        Imitation(config, Episodes(egos, config)).fit()
+        with only_trainer(config.habitat_baselines.checkpoint_folder):
+            Imitation(config, Episodes(egos, config)).fit()
         if config.vlnr1.il.evaluate:
             self.eval()
 

@@ -14,7 +14,7 @@ from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 from habitat_vlnr1.config import edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
-from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out
+from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, only_trainer
 from habitat_vlnr1.trainers.export import export_if_missing
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
@@ -45,18 +45,19 @@ class RFTTrainer(VLNR1Trainer):
         start = check_start(config, "rft")
         state = join_processes(config)
         left_out: list[LeftOut] = []
-        if config.vlnr1.rft.online is None:
-            fit(config, start, self._recorded(state))
-        else:
-            task = self._online()
-            try:
-                fit(config, start, task)
-            finally:
-                self.envs.close()
-            walked = (LeftOut(name, scene, why) for (scene, name), why in task.walkers.left_out.items())
-            left_out = [*self.envs.left_out, *walked]
-            for line in left_out_text(left_out):
-                print(f"left out of the training: {line}")
+        with only_trainer(config.habitat_baselines.checkpoint_folder, state.is_main_process):
+            if config.vlnr1.rft.online is None:
+                fit(config, start, self._recorded(state))
+            else:
+                task = self._online()
+                try:
+                    fit(config, start, task)
+                finally:
+                    self.envs.close()
+                walked = (LeftOut(name, scene, why) for (scene, name), why in task.walkers.left_out.items())
+                left_out = [*self.envs.left_out, *walked]
+                for line in left_out_text(left_out):
+                    print(f"left out of the training: {line}")
         leave_processes(state)
         if state.is_main_process and config.vlnr1.rft.evaluate:
             self.eval()

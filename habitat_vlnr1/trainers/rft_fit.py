@@ -27,7 +27,9 @@ from habitat_vlnr1.results import LISTED
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     is_finished,
+    last_checkpoint,
     load_for_training,
+    training_run,
 )
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
 from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distance
@@ -130,13 +132,16 @@ def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Da
     return Dataset.from_dict(rows).cast_column("images", List(Image()))
 
 
-def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorded | Online) -> RecordTrainer:
+def make_trainer(
+    config: DictConfig, start: str, last: str | None, task: Recorded | Online, card: checkpoint.ModelCard | None = None
+) -> RecordTrainer:
     """The configured GRPO trainer.
 
     Args:
         start: checkpoint that the run starts from, and the reference model of the KL term.
         last: the run's newest checkpoint, or None.
         task: what is trained on.
+        card: for its checkpoints; None: one that says nothing about the run.
     """
     model, processor = load_for_training(config, start, last)
     model.config._name_or_path = start  # TRL loads the reference from here
@@ -149,7 +154,7 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         "args": rft_arguments(config),
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(model_card(config, "rft"))],
+        "callbacks": [CardCallback(card or model_card(config, "rft"))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
     if isinstance(task, Online):
@@ -166,11 +171,13 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
 def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
-    last = checkpoint.newest_checkpoint(folder)
+    sources = () if isinstance(task, Online) else task.records.sources
+    card = model_card(config, "rft", run=training_run(config, "rft", start, [ego.root for ego in sources]))
+    last = last_checkpoint(folder, card)
     if last is not None and is_finished(last, config.vlnr1.rft.max_steps):
         print(f"RFT is finished: {last}")
         return
-    trainer = make_trainer(config, start, last, task)
+    trainer = make_trainer(config, start, last, task, card)
     print(f"RFT on {task} from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():

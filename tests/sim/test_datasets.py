@@ -216,7 +216,7 @@ def test_ground_truth_of_other_episodes_is_refused(tmp_path):
     assert dataset.ground_truth_problem("1") == "begins 5.0 m from where the episode does, so it is another's"
     other_goal = fits | {"locations": [[0, 0.1, 2], [-4, 0.1, 2]]}
     dataset = load(tmp_path, episodes, {"0": fits, "1": elsewhere, "2": other_goal})
-    with pytest.raises(ValueError, match=r"val_gt.json.gz: 2 of 3 paths are not those of .*val.json.gz \(episode 1: beg"):
+    with pytest.raises(ValueError, match=r"val_gt.json.gz: 2 of 3 paths are not those of .*val.json.gz \(episode 1"):
         dataset.ground_truth_problem("0")
 
 
