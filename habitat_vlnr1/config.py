@@ -105,7 +105,7 @@ def asked_with(config: DictConfig) -> dict[str, Any]:
 
 
 def model_card(
-    config: DictConfig, stage: str, start: str | None = None, folder: str | Path | None = None
+    config: DictConfig, stage: str, start: str | None = None, folder: str | Path | None = None, **made_with: Any
 ) -> ModelCard:
     """What stands beside every checkpoint of this run.
 
@@ -113,6 +113,7 @@ def model_card(
         start: the checkpoint that training begins from; None for a new model.
         folder: where the card's checkpoint will lie, as seen from which the start is remembered; None: in the run's
             checkpoint folder.
+        made_with: more of where it comes from.
     """
     from habitat_vlnr1.lvlm.checkpoint import ModelCard
 
@@ -121,6 +122,7 @@ def model_card(
         "stage": stage,
         "start": None if start is None else origin(start, folder),
         "data": list(config.vlnr1.data.sources),
+        **made_with,
     }
     return ModelCard(space=action_space(config), **asked_with(config), info=info)
 

@@ -98,3 +98,16 @@ def _written_beside(path: Path, content: bytes) -> Path:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     temporary.write_bytes(content)
     return temporary
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """`['protocol.turn_angle: 15 there, 30 now']` for two JSON values: what is on disk, and what is asked for.
+
+    Entries of a mapping named `scenes` count where both have them: a scene that was fetched since changes no other.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        if name.split(".")[-1] == "scenes":
+            keys = [key for key in old if key in new]
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
+    return [] if old == new else [f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"]

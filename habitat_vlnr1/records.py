@@ -41,6 +41,7 @@ from tqdm import tqdm
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
 from habitat_vlnr1.errors import RecordError, VLNR1Error
 from habitat_vlnr1.files import (
+    differences,
     drop_half_line,
     is_folder_name,
     is_text,
@@ -49,6 +50,7 @@ from habitat_vlnr1.files import (
     write_atomically,
     write_first,
 )
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
@@ -204,7 +206,7 @@ class VLNEgo:
         meta = self.root / "meta.json"
         if not meta.is_file():
             raise RecordError(f"no VLN-Ego data in {self.root} (no meta.json): run --config-name=vlnr1_export first")
-        self.meta: dict[str, Any] = read_json(meta, "delete the folder and export again", RecordError)
+        self.meta = read_meta(meta)
         if self.meta.get("format") != FORMAT:
             raise RecordError(f"{meta}: format {self.meta.get('format')!r}, but this version reads {FORMAT}")
         for key, kind in (("protocol", dict | None), ("first_label", int), ("num_shards", int)):
@@ -379,12 +381,24 @@ class EpisodeWriter:
         root: the folder.
         meta: what is exported; an existing folder must have been made with the same.
         shard: names this process's file `episodes-<shard>.jsonl` when several write into one folder.
+
+    Raises:
+        RecordError: the folder was made from something else.
+        FolderInUse: another process writes this shard.
     """
 
     def __init__(self, root: str | os.PathLike[str], meta: dict[str, Any], shard: str = ""):
         self.root = Path(root)
-        claim_folder(self.root / "meta.json", {"format": FORMAT, **meta}, "choose another vlnr1.data.source")
         self.file = self.root / (f"episodes-{shard}.jsonl" if shard else "episodes.jsonl")
+        self._lock = FolderLock(self.root, self.file.stem)
+        try:
+            self._open(meta)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, meta: dict[str, Any]) -> None:
+        claim_folder(self.root / "meta.json", {"format": FORMAT, **meta}, "choose another vlnr1.data.source")
         drop_half_line(self.file)
         self.done = {episode.episode_id for episode in read_episode_lines(self.file)} if self.file.exists() else set()
         self._lines = self.file.open("a", encoding="utf-8")
@@ -415,7 +429,9 @@ class EpisodeWriter:
         self.done.add(episode.episode_id)
 
     def close(self) -> None:
+        """Let another process go on."""
         self._lines.close()
+        self._lock.release()
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -495,6 +511,8 @@ def place_frame(jpeg: bytes | Path, target: Path) -> None:
 def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
     """Write down what a folder is made from; a folder that was made from something else is refused.
 
+    A folder of an older version, which says nothing about its `task`, is taken with a line.
+
     Args:
         file: where that stands, in the folder.
         remedy: what to do then, for the message.
@@ -503,11 +521,24 @@ def claim_folder(file: Path, content: dict[str, Any], remedy: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() and write_first(file, json.dumps(content, indent=2, ensure_ascii=False).encode()):
         return
-    old = read_json(file, "delete the folder, or choose another", RecordError)
-    changed = sorted(key for key in {*old, *content} if old.get(key) != content.get(key))
+    check_claim(file, content, remedy)
+
+
+def check_claim(file: Path, content: dict[str, Any], remedy: str) -> None:
+    """RecordError when a folder was made from something else than `content`; see `claim_folder`."""
+    old = read_meta(file)
+    if "task" in content and "task" not in old:
+        print(f"{file} does not say which episodes it was made from (an older version wrote it): not compared")
+        content = {key: value for key, value in content.items() if key != "task"}
+    changed = differences(old, content)
     if changed:
-        key = changed[0]
-        raise RecordError(
-            f"{file.parent} was exported with {key}={old.get(key)!r}, now {key}={content.get(key)!r}: "
-            f"{remedy} or delete the folder"
-        )
+        raise RecordError(f"{file.parent} was made from something else ({changed[0]}): {remedy} or delete the folder")
+
+
+def read_meta(file: Path) -> dict[str, Any]:
+    """What a folder's `meta.json` holds.
+
+    Raises:
+        RecordError: it is empty or damaged.
+    """
+    return read_json(file, "delete the folder and export again", RecordError)

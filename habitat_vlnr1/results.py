@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from habitat_vlnr1.errors import ResultsError
-from habitat_vlnr1.files import drop_half_line, is_text, parse_json, read_json, write_atomically
+from habitat_vlnr1.files import differences, drop_half_line, is_text, parse_json, read_json, write_atomically
+from habitat_vlnr1.lock import FolderLock
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -63,15 +64,22 @@ class EpisodeLog:
 
     Raises:
         ResultsError: the folder holds the results of something else.
+        FolderInUse: another evaluation writes there.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
         self.folder = Path(folder)
         self.path = self.folder / "episodes.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        identity = json.loads(json.dumps(identity))
-        run = self.folder / "run.json"
         self.lines: dict[str, dict[str, Any]] = {}
+        self._lock = FolderLock(self.folder)
+        try:
+            self._open(json.loads(json.dumps(identity)))
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, identity: dict[str, Any]) -> None:
+        run = self.folder / "run.json"
         if self.path.exists():
             self._check_identity(run, identity)
             drop_half_line(self.path)
@@ -83,9 +91,14 @@ class EpisodeLog:
         remedy = f"choose another vlnr1.results_dir or delete {self.folder}"
         if not run.exists():
             raise ResultsError(f"{self.path} has no run.json beside it that says what it holds; {remedy}")
-        differences = _differences(read_json(run, remedy, ResultsError), identity)
-        if differences:
-            raise ResultsError(f"{self.path} holds results of another run ({'; '.join(differences)}); {remedy}")
+        there = read_json(run, remedy, ResultsError)
+        if "task" in identity and "task" not in there:
+            raise ResultsError(
+                f"{run} does not say which episodes its results are of (an older version wrote it); {remedy}"
+            )
+        changed = differences(there, identity)
+        if changed:
+            raise ResultsError(f"{self.path} holds results of another run ({'; '.join(changed[:5])}); {remedy}")
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one finished episode (`episode_line`) and flush it."""
@@ -94,7 +107,9 @@ class EpisodeLog:
         self.lines[episode_key(line)] = dict(line)
 
     def close(self) -> None:
+        """Let another process go on."""
         self._file.close()
+        self._lock.release()
 
 
 def episode_key(line: Mapping[str, Any]) -> str:
@@ -175,12 +190,6 @@ def _is_left_out(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.keys() == set(LeftOut._fields) and all(map(is_text, entry.values()))
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """`['protocol.turn_angle: 15 there, 30 now']` for two JSON values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
-    return [] if old == new else [f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"]
 
 
 # ------------------------------------------------------------------------------------------------ summary.json

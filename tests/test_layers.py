@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("errors", "actions", "memory", "prompt", "rewards", "files", "records", "observations", "weights"),
+    ("errors", "actions", "memory", "prompt", "rewards", "files", "lock", "records", "observations", "weights"),
     ("results", "lvlm"),
     ("config", "obs_transform"),
     ("sim",),

@@ -77,7 +77,7 @@ def test_an_interrupted_export_goes_on(root):
 
 
 def test_another_protocol_is_not_mixed_in(root):
-    with pytest.raises(RecordError, match=r"exported with protocol=.*30.*choose another vlnr1.data.source"):
+    with pytest.raises(RecordError, match=r"made from something else .protocol.*30.*choose another vlnr1.data.source"):
         EpisodeWriter(root, {**META, "protocol": {"turn_angle": 15}})
 
 

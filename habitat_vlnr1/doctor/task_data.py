@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from habitat import make_dataset
-from habitat.core.registry import registry
 from omegaconf import DictConfig
 
 from habitat_vlnr1.config import edited
 from habitat_vlnr1.doctor.findings import Finding, error, ok, shown, warning
+from habitat_vlnr1.sim.task_files import files_of
 
 RUN = "python -m habitat_baselines.run --config-name="
 WHERE_FROM = {
@@ -171,14 +171,6 @@ class TaskData:
             )
         elif scenes:
             yield ok("navmesh", f"{len(scenes) - len(without)} of {len(scenes)} scenes have one beside the .glb")
-
-
-def files_of(dataset_config: DictConfig, template: str | None, split: str) -> list[str]:
-    """The files that a `{split}` (and `{role}`) template stands for; none without a template."""
-    if not template:
-        return []
-    roles = registry.get_dataset(dataset_config.type).roles(dataset_config)
-    return [template.format(split=split, role=role) for role in roles]
 
 
 def glb_problem(path: str) -> str | None:

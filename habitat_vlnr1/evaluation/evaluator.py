@@ -40,6 +40,7 @@ from habitat_vlnr1.results import (
     write_json,
 )
 from habitat_vlnr1.sim.gym_env import TRACE
+from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.weights import folder_fingerprint
 
 MEASURES = {
@@ -79,13 +80,14 @@ class VLNR1Evaluator(Evaluator):
         agent.eval()
         rows = RowMaker(agent, config, env_spec, envs.observation_spaces[0], obs_transforms).rows(device)
         chosen = choose_episodes(envs, config.habitat_baselines.test_episode_count)
+        task = task_identity(config, config.habitat_baselines.eval.split)
         left_out = list(getattr(envs, "left_out", ()))  # before any was walked, by our environment factory
         summaries = []
         for name, row in rows.items():
             if EXPERT in env_spec.observation_space.spaces:
                 for index in range(envs.num_envs):  # the expert plans at every step, as dear as the picture
                     envs.call_at(index, "silence", {"uuid": EXPERT, "silent": not row.reads(EXPERT)})
-            summary = _Evaluation(name, row, envs, config, protocol, chosen, device).run(left_out)
+            summary = _Evaluation(name, row, envs, config, protocol, task, chosen, device).run(left_out)
             for metric in METRICS:
                 if summary[metric] is not None:
                     writer.add_scalar(f"eval_{name}/{metric}", summary[metric], step_id)
@@ -149,11 +151,12 @@ class _Evaluation:
         envs: Any,
         config: DictConfig,
         protocol: dict[str, Any],
+        task: dict[str, Any],
         chosen: Sequence[Sequence[tuple[str, str]]],
         device: torch.device,
     ):
         self.name, self.row, self.policy, self.envs, self.config = name, row, row.policy, envs, config
-        self.protocol, self.device = protocol, device
+        self.protocol, self.task, self.device = protocol, task, device
         self.split = config.habitat_baselines.eval.split
         self.folder = Path(config.vlnr1.results_dir) / name / self.split
         self.log = EpisodeLog(self.folder, self._identity())
@@ -172,7 +175,10 @@ class _Evaluation:
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the results; see `EpisodeLog`."""
         own = self.row.identity
-        identity = {"policy": self.name, "split": self.split, "protocol": self.protocol, **own}
+        identity = {"policy": self.name, "split": self.split, "protocol": self.protocol, "task": self.task, **own}
+        sensors = self.config.habitat.task.lab_sensors
+        if EXPERT in sensors and self.row.reads(EXPERT):
+            identity["expert"] = OmegaConf.to_container(sensors[EXPERT], resolve=True)
         if "checkpoint" in own and "weights" not in own:
             memory = OmegaConf.to_container(self.config.vlnr1.memory, resolve=True)
             identity |= {"memory": memory, "weights": folder_fingerprint(own["checkpoint"])}

@@ -158,8 +158,15 @@ def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
 
 
 def newest_checkpoint(folder: str | Path) -> str | None:
-    """The newest of `checkpoints`, or None."""
-    return next(iter(checkpoints(folder)), None)
+    """The newest whole `checkpoint-<step>` of a run, or None.
+
+    Raises:
+        CheckpointError: its weights are damaged. To evaluate an older one in its place would be another result.
+    """
+    newest = next(iter(checkpoints(folder)), None)
+    if newest is not None:
+        check_whole(newest)
+    return newest
 
 
 def checkpoints(folder: str | Path) -> list[str]:

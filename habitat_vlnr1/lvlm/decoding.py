@@ -119,6 +119,7 @@ class ActionDecoder:
             read_grammar(encoder.tokenizer, encoder.space, self.num_actions, encoder.end_id) if constrained else None
         )
         self._features = FeatureCache(model, encoder, cache_mb)
+        self.seed = seed
         self._chance = torch.Generator().manual_seed(seed)
 
     @property
@@ -129,6 +130,9 @@ class ActionDecoder:
             "constrained": self.constrained,
             "stop_is_final": self.stop_is_final,
             "template": self.encoder.template.name,
+            "max_pixels": self.encoder.max_pixels,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            **({"seed": self.seed} if self.temperature else {}),
         }
 
     def forget(self) -> None:

@@ -86,6 +86,7 @@ class PromptEncoder:
         if max_pixels is not None:
             limit_pixels(processor, max_pixels)
         self.processor = processor
+        self.max_pixels = max_pixels
         self.tokenizer = processor.tokenizer
         self.plain_text = PlainText(self.tokenizer)
         self.template = template

@@ -8,6 +8,7 @@ pause, reset and be reordered.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -128,7 +129,11 @@ class VLNR1Policy(ScriptedPolicy):
         asked = [row for row, clock in enumerate(clocks) if self._planned(*clock) is None]
         while len(self._plans) > MAX_ROLLOUTS:
             self._plans.popitem(last=False)
-        answers = self.decoder.decode([self._prompt(observations, row) for row in asked]) if asked else []
+        # What is drawn depends on (seed, instruction, step) alone, whatever else is in the batch or was asked before.
+        told = observations[INSTRUCTION].cpu().numpy()
+        seeds = [(self.decoder.seed, zlib.crc32(told[row].tobytes()), clocks[row][1]) for row in asked]
+        prompts = [self._prompt(observations, row) for row in asked]
+        answers = self.decoder.decode(prompts, seeds=seeds) if asked else []
         for row, answer in zip(asked, answers, strict=True):
             rollout, step = clocks[row]
             self._plans[rollout] = Plan(step, answer.actions, answer.text, answer.valid, answer.log_probs)

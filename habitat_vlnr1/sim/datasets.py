@@ -29,6 +29,7 @@ from habitat_vlnr1.sim.episode_files import (
     GroundTruth,
     RxRInstruction,
     collector_paused,
+    foreign,
     ground_truth_or_reason,
     parse_episode,
     read_json_gz,
@@ -241,7 +242,21 @@ class VLNCEDataset(Dataset):
                 if entry is not None and (getattr(episode.instruction, "role", None) or "") == role:
                     good = isinstance(entry, GroundTruth | str)
                     truths[episode.episode_id] = entry if good else "missing actions, locations"
+            self._refuse_foreign(path, truths)
         return truths
+
+    def _refuse_foreign(self, path: str, truths: dict[str, GroundTruth | str]) -> None:
+        """Put the reason in place of each path that is not its episode's; ValueError where most are not."""
+        paths = [(episode, truths.get(episode.episode_id)) for episode in self.episodes]
+        paths = [(episode, truth) for episode, truth in paths if isinstance(truth, GroundTruth)]
+        others = {episode.episode_id: why for episode, truth in paths if (why := foreign(truth, episode))}
+        if len(others) > len(paths) / 2:
+            name, why = next(iter(others.items()))
+            raise VLNR1Error(
+                f"{path}: {len(others)} of {len(paths)} paths are not those of {self._path} (episode {name}: {why}); "
+                "take the file that belongs to the episodes, or set habitat.dataset.gt_path=null"
+            )
+        truths.update(others)
 
     def subset(self, episodes: Sequence[VLNEpisode]) -> "VLNCEDataset":
         """The same dataset with these episodes, and their ground truth, only (for one environment)."""

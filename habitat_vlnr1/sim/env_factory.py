@@ -1,5 +1,6 @@
 """The vector_env_factory: episodes, not only scenes, are divided among environments."""
 
+import math
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,6 +20,7 @@ from habitat_vlnr1.observations import INSTRUCTION
 from habitat_vlnr1.results import left_out_text
 from habitat_vlnr1.sim import register_sim
 from habitat_vlnr1.sim.datasets import VLNCEDataset
+from habitat_vlnr1.sim.episode_files import SAME, SAME_PLACE
 from habitat_vlnr1.sim.vector_env import VLNVectorEnv, make_env
 
 E = TypeVar("E", bound=BaseEpisode)
@@ -84,6 +86,8 @@ def _why_unwalkable(episode: VLNEpisode, dataset: VLNCEDataset, missing: set[str
         return f"no such scene: {episode.scene_id}"
     if "distance_to_goal" in task.measurements and not episode.goals:
         return "no goal"
+    if any(math.dist(episode.start_position, goal.position) < SAME for goal in episode.goals or []):
+        return SAME_PLACE
     problem = dataset.ground_truth_problem(episode.episode_id)
     if problem:
         return f"ground truth: {problem}"

@@ -22,6 +22,11 @@ from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.files import LONGEST_NAME, is_folder_name, is_text, printable
 
 SCENES_PREFIX = "data/scene_datasets/"
+SAME, SAME_PLACE = 0.01, "start and goal are the same place"
+"""Nearer than so many metres there is no way to speak of, and no SPL."""
+FOREIGN_START, FOREIGN_END = 1.0, 3.0
+"""Metres that a ground truth may begin and end from where its episode does. VLN-CE's begin at the start itself: what
+is left is rounding, and a start that is snapped to the navmesh. They end where its expert stopped near the goal."""
 LOOKS = (4, 5)  # RxR-CE's LOOK_UP and LOOK_DOWN, which the four actions of this task lack
 _OPTIONAL: dict[str, type] = {"goals": list, "reference_path": list, "info": dict}
 _EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
@@ -74,6 +79,24 @@ class GroundTruth:
         if locations.ndim != 2 or locations.shape[1] != 3 or not len(locations) or not np.isfinite(locations).all():
             raise VLNR1Error("locations must be [n, 3] finite numbers")
         return cls(locations, actions, len(recorded) - len(actions))
+
+
+def foreign(truth: GroundTruth, episode: VLNEpisode) -> str | None:
+    """Why a recorded path cannot be the episode's (another split's file has the same ids); None: it may be.
+
+    An odd start or goal is no sign of it, if the path goes along the episode's reference path.
+    """
+    path = episode.reference_path or []
+    starts = [episode.start_position, *path[:1]]
+    ends = [*(goal.position for goal in episode.goals or []), *path[-1:]]
+    for word, point, places, limit in (
+        ("begins", truth.locations[0], starts, FOREIGN_START),
+        ("ends", truth.locations[-1], ends, FOREIGN_END),
+    ):
+        off = min((math.dist(point, place) for place in places), default=0.0)
+        if off > limit:
+            return f"{word} {off:.1f} m from where the episode does, so it is another's"
+    return None
 
 
 def ground_truth_or_reason(entry: dict[str, Any]) -> Any:

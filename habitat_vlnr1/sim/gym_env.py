@@ -17,6 +17,7 @@ from habitat.tasks.utils import cartesian_to_polar
 from habitat.utils.geometry_utils import quaternion_rotate_vector
 
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.sim.episode_files import SAME, SAME_PLACE, GroundTruth
 
 TRACE = "vlnr1_trace"
 
@@ -59,14 +60,14 @@ class VLNR1GymEnv(GymHabitatEnv):
             return "start is off the navmesh"
         if goals and all(np.isnan(sim.pathfinder.snap_point(goal)).any() for goal in goals):
             return "goal is off the navmesh"
-        if goals and not np.isfinite(sim.geodesic_distance(start, goals)):
+        distance = sim.geodesic_distance(start, goals) if goals else None
+        if distance is not None and not np.isfinite(distance):
             return "no way from start to goal"
-        return None
+        return SAME_PLACE if distance is not None and distance < SAME else None
 
-    def looks_skipped(self) -> int:
-        """How many LOOK_UP and LOOK_DOWN (RxR) the current episode's ground truth has, which nobody walks."""
-        truth = self._env._dataset.ground_truth(self._env.current_episode.episode_id)
-        return truth.looks if truth else 0
+    def recorded(self) -> GroundTruth | None:
+        """The current episode's ground truth, if the data set has one."""
+        return self._env._dataset.ground_truth(self._env.current_episode.episode_id)
 
     def episode_keys(self) -> list[tuple[str, str]]:
         """(scene_id, episode_id) of every episode this environment was made with."""

@@ -11,7 +11,7 @@ import numpy as np
 from habitat.config.default_structured_configs import MeasurementConfig
 from habitat.core.embodied_task import Measure
 from habitat.core.registry import registry
-from habitat.tasks.nav.nav import DistanceToGoal, Success
+from habitat.tasks.nav.nav import SPL, DistanceToGoal, Success
 from habitat.tasks.vln.vln import VLNEpisode
 from hydra.core.config_store import ConfigStore
 
@@ -88,6 +88,18 @@ class StepsTaken(VLNMeasure):
 
     def update_metric(self, *args: Any, **kwargs: Any) -> None:
         self._metric += 1.0
+
+
+@registry.register_measure(name="VLNSPL")
+class VLNSPL(SPL):
+    """Habitat's SPL; NaN where start and goal are the same place: nothing compares with a way of 0 m. Such an episode
+    is left out (`VLNR1GymEnv.why_unusable`); Habitat's measure ends the run for all."""
+
+    def update_metric(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().update_metric(*args, **kwargs)
+        except ZeroDivisionError:
+            self._metric = math.nan
 
 
 @dataclass

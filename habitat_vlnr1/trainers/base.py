@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from habitat_baselines.common.baseline_registry import baseline_registry
@@ -15,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import make_scenes
 
@@ -74,6 +76,20 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
         print(f"left out: {line}")
     print(f"Done, but {len(left_out)} episodes were left out because of the data; exit status {LEFT_OUT_STATUS}")
     raise SystemExit(LEFT_OUT_STATUS)
+
+
+@contextmanager
+def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
+    """No other training writes checkpoints into this folder meanwhile; of several processes the main one asks.
+
+    Raises:
+        FolderInUse: another one does.
+    """
+    if not is_main:
+        yield
+        return
+    with FolderLock(folder):
+        yield
 
 
 class VLNR1Trainer(PPOTrainer):

@@ -35,7 +35,9 @@ from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
-from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
+from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.sim.task_files import task_identity
+from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
 from habitat_vlnr1.trainers.export import depth_meta, is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
 from habitat_vlnr1.weights import folder_fingerprint
@@ -68,19 +70,20 @@ class DAggerTrainer(VLNR1Trainer):
         check_angles(self.config, [(source, SPLIT) for source in sources])
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
-        for number, rule in enumerate(rules, start=1):
-            config = round_config(self.config, number)
-            folder = config.habitat_baselines.checkpoint_folder
-            if not last_checkpoint(folder, config.vlnr1.sft.max_steps)[1]:
-                print(f"DAgger round {number} of {len(rules)}, from {start}")
-                walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
-                if walk and state.is_main_process:
-                    roll_in(self, self.config, number, rule, start)
+        with only_trainer(Path(self.config.vlnr1.run_dir) / "dagger", state.is_main_process):
+            for number, rule in enumerate(rules, start=1):
+                config = round_config(self.config, number)
+                folder = config.habitat_baselines.checkpoint_folder
+                if not last_checkpoint(folder, config.vlnr1.sft.max_steps)[1]:
+                    print(f"DAgger round {number} of {len(rules)}, from {start}")
+                    walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
+                    if walk and state.is_main_process:
+                        roll_in(self, self.config, number, rule, start)
                 state.wait_for_everyone()
                 records = open_records(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
-                fit(config, start, records, stage="dagger")
+                fit(config, start, records, stage="dagger")  # a finished round is only compared
                 state.wait_for_everyone()
-            start = newest_checkpoint(folder)
+                start = newest_checkpoint(folder)
         leave_processes(state)
         if state.is_main_process and self.config.vlnr1.sft.evaluate:
             self.eval()
@@ -171,6 +174,7 @@ def provenance(config: DictConfig, number: int, rule: dict[str, Any], start: str
     return {
         "split": SPLIT,
         "dataset": config.habitat.dataset.type,
+        "task": task_identity(config, SPLIT),
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
         "expert": plan.mode,
         "jpeg_quality": config.vlnr1.export.jpeg_quality,
@@ -212,13 +216,17 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, rule: dict[s
             sum(episode.info["expert_steps"] for episode in episodes) / sum(len(e.actions) for e in episodes), 3
         ),
     }
+    left_out = [*trainer.envs.left_out, *walkers.unusable]
     summary = {**summarize(episodes), **done, "skipped": walkers.skipped}
+    summary["left_out"] = [entry._asdict() for entry in left_out]
     write_atomically(root / "summary.json", json.dumps(summary, indent=2).encode())
     print(
         f"Round {number}: {summary['episodes']} episodes ({len(episodes) - before} in {seconds:.0f} s), "
         f"{summary['records']} records; success {done['success']:.2f}, {done['alone']:.0%} of the walks without the "
         f"expert, {done['expert_share']:.0%} of the steps the expert's; skipped {len(walkers.skipped)}"
     )
+    for line in left_out_text([*left_out, *(LeftOut(name, "", why) for name, why in walkers.skipped.items())]):
+        print(f"Round {number}: left out: {line}")
 
 
 class RollIn(Walkers):
@@ -259,7 +267,10 @@ class RollIn(Walkers):
 
     def _finish(self, walk: Walk, info: dict[str, Any]) -> None:
         episode = walk.episode
-        if walk.unusable or not walk.labels:
-            self.skipped[episode.episode_id] = walk.unusable or "the expert finds no way to the goal"
+        if walk.unusable:
+            self.leave_out(walk)
+            return
+        if not walk.labels:
+            self.skipped[episode.episode_id] = "the expert finds no way to the goal"
             return
         self._write(walk, info, success=float(info["success"]), expert_steps=walk.expert_steps)

@@ -25,11 +25,14 @@ from habitat_vlnr1.records import (
     EpisodeWriter,
     RecordError,
     VLNEgo,
+    check_claim,
     read_episode_lines,
+    read_meta,
     summarize,
 )
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.datasets import EmptyShard
+from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, register_trainer
 from habitat_vlnr1.trainers.walks import Walkers
 
@@ -49,12 +52,27 @@ def is_exported(config: DictConfig, split: str) -> bool:
     return bool(parts) and all(part.is_file() for part in parts)
 
 
+def export_if_missing(trainer: VLNR1Trainer, config: DictConfig, split: str) -> None:
+    """Export what a training needs, or make sure that what is there is of the configured task.
+
+    Raises:
+        RecordError: it is of other episodes. Where the episodes' files are not, the exported folder is trusted.
+    """
+    if not is_exported(config, split):
+        export_split(trainer, config, split)
+        return
+    task = task_identity(config, split)
+    if task["episodes"]:
+        meta = export_folder(config, split) / "meta.json"
+        check_claim(meta, {**read_meta(meta), "task": task}, "choose another vlnr1.data.source")
+
+
 def summary_files(root: Path) -> list[Path]:
     """The files that the processes which export into a folder leave at their ends; none before it was begun."""
     meta = root / "meta.json"
     if not meta.is_file():
         return []
-    num_shards = read_json(meta, "delete the folder and export again", RecordError).get("num_shards", 1)
+    num_shards = read_meta(meta).get("num_shards", 1)
     if num_shards == 1:
         return [root / "summary.json"]
     return [root / f"summary-{shard_name(shard, num_shards)}.json" for shard in range(num_shards)]
@@ -71,6 +89,7 @@ def export_meta(config: DictConfig, split: str) -> dict[str, Any]:
     meta = {
         "split": split,
         "dataset": dataset.type,
+        "task": task_identity(config, split),
         "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
         "expert": config.vlnr1.task.expert,
         "described": bool(export.describe),

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from habitat_vlnr1.config import action_space, asked_with, model_card, records_of
 from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
+from habitat_vlnr1.files import differences, read_json
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
-from habitat_vlnr1.weights import (
-    check_whole,
-    folder_fingerprint,
-    is_adapter,
-    not_finite,
-    read_json,
-    resume_problem,
-)
+from habitat_vlnr1.sim.task_files import task_identity
+from habitat_vlnr1.weights import check_whole, folder_fingerprint, is_adapter, not_finite, resume_problem
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -80,16 +77,67 @@ def use_cores(config: DictConfig) -> None:
         torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
 
 
-def last_checkpoint(folder: str, max_steps: int) -> tuple[str | None, bool]:
+FREE = (
+    "evaluate", "start", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps",
+    "eval_steps", "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "tf32", "deepspeed",
+)  # fmt: skip
+"""Keys of `vlnr1.sft` and `vlnr1.rft` that a run may go on with changed: how long, how often, on which machine."""
+
+
+def training_run(config: DictConfig, stage: str, start: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """What decides a training, for the card of its checkpoints: settings, data and where it starts from.
+
+    Args:
+        stage: `sft`, `rft` or `dagger`.
+        start: checkpoint or hub id.
+        folders: exported data.
+    """
+    options = OmegaConf.to_container(config.vlnr1["rft" if stage == "rft" else "sft"], resolve=True)
+    per_step = options.get("per_device_train_batch_size", 8) * options.get("gradient_accumulation_steps", 1)
+    run = {
+        "seed": config.habitat.seed,
+        "start": folder_fingerprint(start) or start,
+        "lora": OmegaConf.to_container(config.vlnr1.model.lora, resolve=True) if config.vlnr1.model.lora else None,
+        "freeze_vision": config.vlnr1.model.freeze_vision,
+        "label_offset": config.vlnr1.data.label_offset,
+        "rows_per_step": per_step * PartialState().num_processes,
+        "data": {f"{folder.parent.name}/{folder.name}": lines_digest(folder) for folder in folders},
+        "settings": {key: value for key, value in options.items() if key not in FREE},
+    }
+    if stage == "rft":
+        run["records"] = OmegaConf.to_container(config.vlnr1.data.rft_records, resolve=True)
+        if options.get("online"):
+            run["settings"]["online"] = {k: v for k, v in options["online"].items() if k != "num_environments"}
+            run["task"] = task_identity(config, "train")
+    if stage == "dagger":
+        walks = OmegaConf.to_container(config.vlnr1.dagger, resolve=True)
+        run["dagger"] = {k: v for k, v in walks.items() if k not in ("rounds", "start", "num_environments")}
+    return json.loads(json.dumps(run))
+
+
+def lines_digest(folder: Path) -> str:
+    """Of the episodes of an exported folder."""
+    digest = sha256()
+    for file in sorted(folder.glob("episodes*.jsonl")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def last_checkpoint(
+    folder: str | Path, max_steps: int, card: checkpoint.ModelCard | None = None
+) -> tuple[str | None, bool]:
     """The checkpoint that a run goes on from, and whether that is its last; (None, False) where there is none yet.
 
     A newer one that is broken (a full disk, a loss of power, a copy that was stopped) is set aside, with a line.
 
     Args:
         max_steps: of the run; -1: as many as it was planned with.
+        card: of the checkpoints that this training would write; None: not compared.
 
     Raises:
-        CheckpointError: none of them is whole.
+        CheckpointError: none of them is whole, or it is of another training.
     """
     broken: dict[str, str] = {}
     with PartialState().main_process_first():
@@ -101,6 +149,8 @@ def last_checkpoint(folder: str, max_steps: int) -> tuple[str | None, bool]:
                 continue
             for other, problem in broken.items():
                 print(f"{problem}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
+            if card is not None:
+                _check_same_training(Path(path), card)
             return path, finished
     if broken:
         newest = next(iter(broken.values()))
@@ -129,18 +179,29 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(next(name for name in names if not name.exists()))
 
 
+def _check_same_training(folder: Path, card: checkpoint.ModelCard) -> None:
+    """CheckpointError when a checkpoint is of other data, another model or other settings than `card` tells."""
+    there, now = checkpoint.read_card(folder).to_json(), json.loads(json.dumps(card.to_json()))
+    if "run" not in there["info"]:
+        print(f"{folder} says little of what it was trained with (an older version wrote it): its card is compared")
+        now["info"].pop("run", None)
+    for one in (there, now):
+        one["info"].pop("start", None)  # where it lay; its weights are compared
+    changed = differences(there, now)
+    if changed:
+        raise CheckpointError(
+            f"{folder} is of another training ({'; '.join(changed[:5])}): choose another vlnr1.run_dir, or delete "
+            f"{folder.parent}"
+        )
+
+
 def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model that training goes on with: the run's last checkpoint, or the one that it starts from.
 
     The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
     parameters as released, the model in memory names them otherwise, and unmatched names are only warned about. An
     adapter's weights it does resume, on top of the starting model.
-
-    Raises:
-        CheckpointError: `last` is not of a run like this one.
     """
-    if last is not None:
-        check_same_run(config, start, last)
     source = last if last is not None and config.vlnr1.model.lora is None else start
     model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
     share_prefixes(model)
@@ -148,22 +209,6 @@ def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple
     if config.vlnr1.model.freeze_vision:
         model.model.visual.requires_grad_(False)
     return model.train(), processor
-
-
-def check_same_run(config: DictConfig, start: str, last: str) -> None:
-    """CheckpointError where the run's last checkpoint began from other weights, or one of both is an adapter."""
-    another = "or choose another vlnr1.run_dir"
-    if is_adapter(last) != (config.vlnr1.model.lora is not None):
-        kind, key = ("an adapter", "null") if is_adapter(last) else ("a whole model", "set")
-        raise CheckpointError(f"{last} is {kind}, vlnr1.model.lora is {key}: take what it was, {another}")
-    card = checkpoint.read_card(last)
-    began = (card.info.get("start") if card else None) or {}
-    now = folder_fingerprint(start)
-    if None not in (now, began.get("weights")) and now != began["weights"]:
-        raise CheckpointError(
-            f"{last} was trained from {began['path']}, whose weights were not those of {start}: start from those, "
-            f"{another}"
-        )
 
 
 def whole_model(config: DictConfig, start: str) -> str:

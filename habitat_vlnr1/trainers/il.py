@@ -35,8 +35,8 @@ from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
-from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
-from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
+from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
 IGNORED = -100
@@ -53,12 +53,13 @@ class ImitationTrainer(VLNR1Trainer):
     def train(self) -> None:
         config = self.config
         check_angles(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
-        if config.vlnr1.data.source in config.vlnr1.data.sources and not is_exported(config, SPLIT):
-            export_split(self, config, SPLIT)
+        if config.vlnr1.data.source in config.vlnr1.data.sources:
+            export_if_missing(self, config, SPLIT)
         egos = [VLNEgo(Path(config.vlnr1.data.root) / source / SPLIT) for source in config.vlnr1.data.sources]
         for ego in egos:
             ego.check_frames()
-        Imitation(config, Episodes(egos, config)).fit()
+        with only_trainer(config.habitat_baselines.checkpoint_folder):
+            Imitation(config, Episodes(egos, config)).fit()
         if config.vlnr1.il.evaluate:
             self.eval()
 

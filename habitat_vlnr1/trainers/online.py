@@ -12,6 +12,7 @@ nothing: see docs/reinforcement.md for figures.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from habitat.core.logging import logger
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.utils.common import batch_obs
 
@@ -28,6 +30,7 @@ from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
+from habitat_vlnr1.sim.episode_files import SAME
 from habitat_vlnr1.trainers.grpo import GroupTrainer
 
 Key = tuple[str, str]  # scene_id, episode_id
@@ -55,12 +58,16 @@ class Walkers:
         envs: its environments have all episodes, the method `keep_episodes` and the measures of `MEASURES`.
         transforms: observation transforms, the memory among them.
         execute_horizon: actions of an answer that are executed before the next question.
+
+    Attributes:
+        left_out: episodes that nobody can walk, and why.
     """
 
     def __init__(self, envs: Any, transforms: Sequence[Any], execute_horizon: int):
         self.envs = envs
         self.transforms = transforms
         self.execute_horizon = execute_horizon
+        self.left_out: dict[Key, str] = {}
         for index in range(envs.num_envs):
             if EXPERT in envs.observation_spaces[index].spaces:  # it plans at every step, and nobody asks it
                 envs.call_at(index, "silence", {"uuid": EXPERT, "silent": True})
@@ -83,7 +90,7 @@ class Walkers:
                 seen[index], _, done, info = self.envs.wait_step_at(index)
                 if done:
                     finished = queues[index].popleft()
-                    finished.measures = {name: float(info[name]) for name in MEASURES}
+                    self._measure(finished, info)
                     if not queues[index]:
                         del queues[index]
                     elif queues[index][0].key != finished.key:
@@ -95,7 +102,19 @@ class Walkers:
         """Start a walk in each of these environments; returns what they see."""
         for index, walk in walks.items():
             self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
-        return {index: self.envs.reset_at(index)[0] for index in walks}
+        seen = {index: self.envs.reset_at(index)[0] for index in walks}
+        for index, walk in walks.items():
+            why = self.envs.call_at(index, "why_unusable")
+            if why and walk.key not in self.left_out:
+                logger.warning(f"episode {walk.key[1]} of {walk.key[0]} teaches nothing: {why}")
+                self.left_out[walk.key] = why
+        return seen
+
+    def _measure(self, walk: Walk, info: dict[str, Any]) -> None:
+        """What a walk has come to. Where nobody can walk (distances are infinite), every walk of the group comes to
+        the same, so that none has an advantage."""
+        usable = walk.key not in self.left_out
+        walk.measures = {name: float(info[name]) if usable else 0.0 for name in MEASURES}
 
     def _answer(self, walks: Sequence[Walk], batch: Any, decoder: ActionDecoder) -> None:
         """Ask for all of them at once, and plan what the answers say."""
@@ -151,9 +170,11 @@ class OnlineTrainer(GroupTrainer):
         self._asked = [prompt for _, (prompt, _) in drawn]
         answers = [answer for _, (_, answer) in drawn]
         output = self._output([self._query(number).ids.tolist() for number in range(len(drawn))], answers)
+        usable = [walk for walk in walks if walk.key not in self.walkers.left_out]
         for name in MEASURES:
             output[name] = [walk.measures[name] for walk, _ in drawn]
-            self._log_metric(f"walks/{name}", float(np.mean([walk.measures[name] for walk in walks])))
+            if usable:
+                self._log_metric(f"walks/{name}", float(np.mean([walk.measures[name] for walk in usable])))
         self._log_metric("walks/answers", float(np.mean([len(walk.turns) for walk in walks])))
         return output
 
@@ -173,16 +194,8 @@ class OnlineTrainer(GroupTrainer):
         return self.encoder.query(prompt.instruction, prompt.frames, prompt.keys)
 
 
-def first_distances(episodes: Sequence[Any]) -> list[float]:
-    """Geodesic start-to-goal distance of each episode in metres, as the dataset gives it.
-
-    Raises:
-        ValueError: an episode has none.
-    """
-    without = [episode.episode_id for episode in episodes if not (episode.info or {}).get("geodesic_distance")]
-    if without:
-        raise VLNR1Error(
-            f"{len(without)} episodes have no info.geodesic_distance (first: {without[0]}), which the reward "
-            "`progress` divides by: choose another task or split"
-        )
-    return [float(episode.info["geodesic_distance"]) for episode in episodes]
+def first_distance(episode: Any) -> float | None:
+    """Geodesic start-to-goal distance in metres, as the data set gives it; None where it gives none to divide by."""
+    distance = (episode.info or {}).get("geodesic_distance")
+    is_number = isinstance(distance, int | float) and not isinstance(distance, bool)
+    return float(distance) if is_number and math.isfinite(distance) and distance >= SAME else None

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
 from habitat_vlnr1.config import check_angles, edited, memory_of, reward_functions, rft_arguments, template_of
+from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
-from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
-from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, only_trainer, register_trainer
+from habitat_vlnr1.trainers.export import export_if_missing
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
     from accelerate import PartialState
@@ -44,17 +45,25 @@ class RFTTrainer(VLNR1Trainer):
         if config.vlnr1.rft.online is None:
             check_angles(config, self._folders())
         state = join_processes(config)
-        if config.vlnr1.rft.online is None:
-            fit(config, start, self._recorded(state))
-        else:
-            task = self._online()
-            try:
-                fit(config, start, task)
-            finally:
-                self.envs.close()
+        left_out: list[LeftOut] = []
+        with only_trainer(config.habitat_baselines.checkpoint_folder, state.is_main_process):
+            if config.vlnr1.rft.online is None:
+                fit(config, start, self._recorded(state))
+            else:
+                task = self._online()
+                try:
+                    fit(config, start, task)
+                finally:
+                    self.envs.close()
+                walked = (LeftOut(name, scene, why) for (scene, name), why in task.walkers.left_out.items())
+                left_out = [*self.envs.left_out, *walked]
+                for line in left_out_text(left_out):
+                    print(f"left out of the training: {line}")
         leave_processes(state)
         if state.is_main_process and config.vlnr1.rft.evaluate:
             self.eval()
+        if state.is_main_process:
+            exit_if_left_out(left_out)
 
     def _recorded(self, state: PartialState) -> Recorded:
         """Records drawn from each source, after the export of what is missing."""
@@ -64,8 +73,8 @@ class RFTTrainer(VLNR1Trainer):
         config, rft = self.config, self.config.vlnr1.rft
         own, folders = config.vlnr1.data.source, self._folders()
         for source, split in folders:
-            if state.is_main_process and source == own and not is_exported(config, split):
-                export_split(self, config, split)
+            if state.is_main_process and source == own:
+                export_if_missing(self, config, split)
         state.wait_for_everyone()
         records = open_records(config, folders)
         wanted = [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)]

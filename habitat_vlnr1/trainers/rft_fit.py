@@ -22,16 +22,19 @@ from habitat_vlnr1.config import (
     template_of,
 )
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lvlm.checkpoint import ModelCard
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.records import RecordError, Records, keep_some
+from habitat_vlnr1.results import LISTED
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     last_checkpoint,
     load_for_training,
+    training_run,
     whole_model,
 )
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
-from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
+from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distance
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,18 @@ def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
 
 
 def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
-    """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all)."""
+    """Rows for `OnlineTrainer`: `count` episodes drawn at random without repetition (-1: all).
+
+    Raises:
+        ValueError: there are fewer that have a distance for the reward `progress` to divide by.
+    """
+    without = [episode.episode_id for episode in episodes if first_distance(episode) is None]
+    if without:
+        ids = ", ".join(without[:LISTED]) + (" …" if len(without) > LISTED else "")
+        print(f"{len(without)} episodes are left out: they have no positive info.geodesic_distance: {ids}")
+        episodes = [episode for episode in episodes if first_distance(episode) is not None]
+    if not episodes:
+        raise VLNR1Error("no episode has info.geodesic_distance: choose another task or split")
     if count > len(episodes):
         raise VLNR1Error(f"vlnr1.rft.online.episodes is {count}, but the split has {len(episodes)} episodes")
     order = np.random.default_rng(seed).permutation(len(episodes))
@@ -101,7 +115,7 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
             "prompt": [episode.instruction.instruction_text for episode in drawn],
             "scene_id": [episode.scene_id for episode in drawn],
             "episode_id": [str(episode.episode_id) for episode in drawn],
-            "start_distance": first_distances(drawn),
+            "start_distance": [first_distance(episode) for episode in drawn],
         }
     )
 
@@ -130,13 +144,16 @@ def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], plain
     return Dataset.from_dict(rows).cast_column("images", List(Image()))
 
 
-def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorded | Online) -> RecordTrainer:
+def make_trainer(
+    config: DictConfig, start: str, last: str | None, task: Recorded | Online, card: ModelCard | None = None
+) -> RecordTrainer:
     """The configured GRPO trainer.
 
     Args:
         start: checkpoint that the run starts from, and the reference model of the KL term.
         last: the run's newest checkpoint, or None.
         task: what is trained on.
+        card: for its checkpoints; None: one that says nothing about the run.
     """
     model, processor = load_for_training(config, start, last)
     if config.vlnr1.model.lora is None and config.vlnr1.rft.beta > 0:
@@ -151,7 +168,7 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         "args": rft_arguments(config),
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(model_card(config, "rft", start))],
+        "callbacks": [CardCallback(card or model_card(config, "rft", start))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
     if isinstance(task, Online):
@@ -169,11 +186,13 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
 def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
-    last, finished = last_checkpoint(folder, config.vlnr1.rft.max_steps)
+    sources = () if isinstance(task, Online) else task.records.sources
+    card = model_card(config, "rft", start, run=training_run(config, "rft", start, [ego.root for ego in sources]))
+    last, finished = last_checkpoint(folder, config.vlnr1.rft.max_steps, card)
     if finished:
         print(f"RFT is finished: {last}")
         return
-    trainer = make_trainer(config, start, last, task)
+    trainer = make_trainer(config, start, last, task, card)
     print(f"RFT on {task} from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():

@@ -8,8 +8,8 @@ the newest whole checkpoint, finished evaluation episodes.
 from __future__ import annotations
 
 from habitat_vlnr1.config import check_angles, memory_of, sft_arguments, template_of
-from habitat_vlnr1.trainers.base import VLNR1Trainer, register_trainer
-from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
+from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
 
@@ -35,14 +35,15 @@ class SFTTrainer(VLNR1Trainer):
         sources = list(self.config.vlnr1.data.sources)
         check_angles(self.config, [(source, SPLIT) for source in sources])
         state = join_processes(self.config)
-        if state.is_main_process and self.config.vlnr1.data.source in sources and not is_exported(self.config, SPLIT):
-            export_split(self, self.config, SPLIT)
-        state.wait_for_everyone()
-        records = open_records(self.config, [(source, SPLIT) for source in sources])
-        if state.is_main_process:
-            starting_model(self.config, records)
-        state.wait_for_everyone()
-        fit(self.config, starting_model(self.config, records), records)
+        with only_trainer(self.config.habitat_baselines.checkpoint_folder, state.is_main_process):
+            if state.is_main_process and self.config.vlnr1.data.source in sources:
+                export_if_missing(self, self.config, SPLIT)
+            state.wait_for_everyone()
+            records = open_records(self.config, [(source, SPLIT) for source in sources])
+            if state.is_main_process:
+                starting_model(self.config, records)
+            state.wait_for_everyone()
+            fit(self.config, starting_model(self.config, records), records)
         leave_processes(state)
         if state.is_main_process and self.config.vlnr1.sft.evaluate:
             self.eval()

@@ -7,9 +7,10 @@ from typing import Any
 
 import trl
 from datasets import Dataset
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import action_space, lora, model_card, prompt_encoder, sft_arguments
+from habitat_vlnr1.files import differences
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
@@ -20,6 +21,7 @@ from habitat_vlnr1.trainers.fitting import (
     StopsWhenDiverged,
     last_checkpoint,
     load_for_training,
+    training_run,
     use_cores,
 )
 
@@ -32,6 +34,13 @@ def starting_model(config: DictConfig, records: Records) -> str:
     folder = Path(config.vlnr1.run_dir) / "base"
     if not folder.is_dir():
         make_tiny(config, records, folder)
+    card = checkpoint.read_card(folder)
+    build = OmegaConf.to_container(config.vlnr1.model.build, resolve=True)
+    changed = differences(card.info["build"], build, "vlnr1.model.build") if card and "build" in card.info else []
+    if changed:
+        raise checkpoint.CheckpointError(
+            f"{folder} is another tiny model ({'; '.join(changed)}): choose another vlnr1.run_dir, or delete it"
+        )
     return str(folder)
 
 
@@ -51,12 +60,15 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     use_cores(config)
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
-    checkpoint.save(folder, model, processor, model_card(config, "warm-up"))
+    made_with = {"build": OmegaConf.to_container(build, resolve=True)}
+    checkpoint.save(folder, model, processor, model_card(config, "warm-up", **made_with))
 
 
 def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
-    last, finished = last_checkpoint(config.habitat_baselines.checkpoint_folder, config.vlnr1.sft.max_steps)
+    run = training_run(config, stage, start, [ego.root for ego in records.sources])
+    card = model_card(config, stage, start, run=run)
+    last, finished = last_checkpoint(config.habitat_baselines.checkpoint_folder, config.vlnr1.sft.max_steps, card)
     if finished:
         print(f"SFT is finished: {last}")
         return
@@ -70,7 +82,7 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         ),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[CardCallback(model_card(config, stage, start))],
+        callbacks=[CardCallback(card)],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,16 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT, decode_text
 from habitat_vlnr1.records import Episode, EpisodeWriter
 from habitat_vlnr1.results import LeftOut
+from habitat_vlnr1.sim.episode_files import GroundTruth
+from habitat_vlnr1.sim.gym_env import TRACE
+
+STRAYED = 0.5
+"""Metres that a replay may be from the recorded path. In the simulator that recorded it, it is on it to a centimetre;
+another version or navmesh shifts it by some more; another turn angle leads metres away, and to a goal by luck."""
 
 
 @dataclass
@@ -25,7 +33,8 @@ class Walk:
 
     episode: Any
     unusable: str | None
-    looks: int
+    recorded: GroundTruth | None = None  # what is replayed
+    strayed: float = 0.0  # metres that a replay has been from the recorded path at most
     jpegs: list[bytes] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     descriptions: list[str] = field(default_factory=list)
@@ -33,6 +42,17 @@ class Walk:
     # Where somebody else walks (DAgger): the expert's plans by step, and how many steps were its own.
     labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
     expert_steps: int = 0
+
+
+    def follow(self, position: Sequence[float]) -> None:
+        """Note how far a replay's last step has led from the recorded path."""
+        if self.recorded is None:
+            return
+        locations, forwards = self.recorded.locations, self.actions.count(Action.FORWARD)
+        if self.actions[-1] == Action.STOP:
+            self.strayed = max(self.strayed, math.dist(position, locations[-1]))
+        elif len(locations) == self.recorded.actions.count(Action.FORWARD) + 1:  # VLN-CE's have one per forward step
+            self.strayed = max(self.strayed, math.dist(position, locations[forwards]))
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
@@ -66,7 +86,7 @@ class Walkers:
         self.envs = envs
         self.writer = writer
         self.jpeg_quality = config.vlnr1.export.jpeg_quality
-        self.has_looks = config.vlnr1.task.expert == "ground_truth"
+        self.replays = config.habitat.task.lab_sensors[EXPERT].mode == "ground_truth"
         self.scenes_dir = os.path.join(config.habitat.dataset.scenes_dir, "")
         self.left: list[int] = []
         self.skipped: dict[str, str] = {}
@@ -86,6 +106,8 @@ class Walkers:
                     self._look(walk, observation, action)
                 outputs = self.envs.step([walk.actions[-1] for walk in walks])
                 observations, _, dones, infos = (list(column) for column in zip(*outputs, strict=True))
+                for walk, info in zip(walks, infos, strict=True):
+                    walk.follow(info[TRACE][:3])
                 if not any(dones):
                     continue
                 for i in [i for i, done in enumerate(dones) if done]:
@@ -120,16 +142,26 @@ class Walkers:
         episode = walk.episode
         distance = float(info["distance_to_goal"])
         if walk.unusable:
-            scene = episode.scene_id.removeprefix(self.scenes_dir)
-            self.unusable.append(LeftOut(episode.episode_id, scene, walk.unusable))
+            self.leave_out(walk)
         elif walk.actions[-1] != 0:
             self.skipped[episode.episode_id] = f"no stop within the step limit: {len(walk.actions)} steps"
+        elif walk.strayed > STRAYED:
+            self.skipped[episode.episode_id] = (
+                f"replay left the recorded path: {walk.strayed:.2f} m from it (vlnr1/protocol: another turn angle, "
+                "step, radius or sliding than it was recorded with?)"
+            )
         elif not info["success"]:
             self.skipped[episode.episode_id] = f"expert missed the goal: stopped {distance:.2f} m from it"
         else:
             words = {key: getattr(episode.instruction, key, None) for key in ("instruction_id", "language", "role")}
-            looks = {"looks_skipped": walk.looks} if walk.looks else {}
+            skipped = walk.recorded.looks if walk.recorded else 0
+            looks = {"looks_skipped": skipped} if skipped else {}
             self._write(walk, info, **{key: value for key, value in words.items() if value is not None}, **looks)
+
+    def leave_out(self, walk: Walk) -> None:
+        """Note an episode that nobody can walk."""
+        scene = walk.episode.scene_id.removeprefix(self.scenes_dir)
+        self.unusable.append(LeftOut(walk.episode.episode_id, scene, walk.unusable))
 
     def _write(self, walk: Walk, info: dict[str, Any], **facts: Any) -> None:
         """Write a whole walk down, with `facts` about it."""
@@ -151,8 +183,8 @@ class Walkers:
 
     def _begin(self, index: int) -> Walk:
         episode = self.envs.call_at(index, "current_episode", {"all_info": True})
-        looks = self.envs.call_at(index, "looks_skipped") if self.has_looks else 0
-        return Walk(episode, self.envs.call_at(index, "why_unusable"), looks)
+        recorded = self.envs.call_at(index, "recorded") if self.replays else None
+        return Walk(episode, self.envs.call_at(index, "why_unusable"), recorded)
 
     def _pause_finished(self, *columns: list[Any]) -> None:
         for i in reversed([i for i, left in enumerate(self.left) if not left]):

@@ -1,5 +1,6 @@
 """The evaluator on toy environments: every episode exactly once, whatever pauses, resumes or fails."""
 
+import gzip
 import json
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gym import spaces
+from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import OmegaConf
 
 from habitat_vlnr1.evaluation.evaluator import VLNR1Evaluator, choose_episodes
+from habitat_vlnr1.policies.mixture import MixturePolicy
 from habitat_vlnr1.policies.scripted import ForwardOnlyPolicy, OraclePolicy, RandomPolicy
 from habitat_vlnr1.results import LeftOut, ResultsError, read_episodes
 
@@ -129,7 +132,11 @@ def two_environments():
 
 def make_config(folder, policies, **changes):
     config = {
-        "habitat": {"seed": 1, "dataset": {"scenes_dir": "scenes/"}},
+        "habitat": {
+            "seed": 1,
+            "dataset": {"type": "VLN-CE-v1", "data_path": f"{folder}/{{split}}.json.gz", "scenes_dir": "scenes/"},
+            "task": {"lab_sensors": {}},
+        },
         "habitat_baselines": {
             "test_episode_count": -1,
             "video_fps": 4,
@@ -137,6 +144,7 @@ def make_config(folder, policies, **changes):
             "rl": {"policy": {"main_agent": {"name": "Model"}}},
         },
         "vlnr1": {
+            "task": {"name": "corridors"},
             "protocol": {"name": "toy", "forward_step": 0.25, "turn_angle": 30, "success_distance": 0.5},
             "eval": {"policies": policies, "forward_steps": 3, "videos": 0},
             "memory": {"strategy": "uniform"},
@@ -231,6 +239,37 @@ def test_another_seed_or_checkpoint_does_not_mix_with_old_results(tmp_path):
         evaluate(make_config(tmp_path, {"random": "RandomPolicy"}, **{"habitat.seed": 2}), two_environments())
 
 
+def test_results_of_another_task_are_refused_though_scenes_and_ids_are_the_same(tmp_path):
+    """R2R-CE and RxR-CE share Matterport3D and count their episodes from 1."""
+
+    def write(words, mtime=0):
+        content = {"episodes": [{"scene_id": "a", "instruction": words}]}
+        (tmp_path / "val.json.gz").write_bytes(gzip.compress(json.dumps(content).encode(), mtime=mtime))
+
+    def run(**changes):
+        return evaluate(make_config(tmp_path, {"random": "RandomPolicy"}, **changes), two_environments())
+
+    write("go")
+    before, _ = run()
+    write("go", mtime=9)  # packed again: the same episodes
+    assert run()[0] == before
+    write("come back")
+    with pytest.raises(ResultsError, match=r"another run \(task.episodes.val.json.gz: .* there, .*_dir or delete"):
+        run()
+    write("go")
+    with pytest.raises(ResultsError, match=r'task.name: "corridors" there, "stairs" now'):
+        run(**{"vlnr1.task.name": "stairs"})
+    run_file = tmp_path / "random/val/run.json"
+    identity = json.loads(run_file.read_text())
+    del identity["task"]
+    run_file.write_text(json.dumps(identity))
+    with pytest.raises(ResultsError, match=r"does not say which episodes .*older version.*results_dir or delete"):
+        run()
+    run_file.write_text("")
+    with pytest.raises(ResultsError, match=r"run.json: empty; .*results_dir or delete"):
+        run()
+
+
 def test_an_unreachable_goal_enters_no_average(tmp_path, capsys):
     envs = Envs(Corridor({("a", 1): 3, ("a", 2): 99}))
     envs.left_out = [LeftOut("3", "b", "no such scene: b")]
@@ -307,6 +346,7 @@ def test_mixtures_are_rows_each_with_a_rule_of_its_own(tmp_path):
     nested = mixture(0.0)
     nested["mixture"]["lead"] = mixture(1.0)
     policies = {"never": mixture(0.0), "always": mixture(1.0), "nested": nested}
+    assert baseline_registry.get_policy("MixturePolicy") is MixturePolicy
     summaries, _ = evaluate(make_config(tmp_path, policies), two_environments())
     assert {name: summaries[name]["SR"] for name in policies} == {"never": 0.75, "always": 1.0, "nested": 1.0}
     with pytest.raises(ResultsError):  # another rule is another policy: not mixed with old results

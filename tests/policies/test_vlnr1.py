@@ -31,13 +31,15 @@ class Decoder:
     """Answers PLAN, and notes what it was asked."""
 
     num_actions = len(PLAN)
+    seed = 5
 
     def __init__(self):
         self.model = nn.Linear(1, 1)
         self.asked = []
 
-    def decode(self, prompts):
+    def decode(self, prompts, seeds):
         self.asked.append(prompts)
+        self.seeds = seeds
         return [SimpleNamespace(actions=PLAN, text="plan", valid=True, log_probs=LOG_PROBS) for _ in prompts]
 
 
@@ -125,3 +127,14 @@ def test_a_missing_observation_is_named():
     space = spaces.Dict({key: value for key, value in SPACE.spaces.items() if key != "vlnr1_memory"})
     with pytest.raises(ValueError, match="needs the observation vlnr1_memory"):
         VLNR1Policy(space, spaces.Discrete(4), Decoder(), execute_horizon=1)
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch_or_on_what_was_asked_before():
+    """So that an evaluation with sampled answers, interrupted or on more environments, ends with the same lines."""
+    policy, again = (VLNR1Policy(SPACE, spaces.Discrete(4), Decoder(), execute_horizon=2) for _ in range(2))
+    act(policy, (7, 0), (8, 0))
+    both = policy.decoder.seeds
+    act(again, (8, 0))
+    assert again.decoder.seeds == both[1:] and both[0] != both[1] and both[0][::2] == (5, 0)
+    act(again, (8, 2))
+    assert again.decoder.seeds[0][2] == 2

@@ -157,7 +157,7 @@ def test_missing_and_damaged_files(tmp_path):
 
 
 def test_ground_truth(tmp_path):
-    gt = {"1": {"locations": [[0, 0, 0], [0, 0, -0.25]], "actions": [1, 0], "forward_steps": 1}, "5": {}}
+    gt = {"1": {"locations": [[0, 0.1, 2], [0.25, 0.1, 2]], "actions": [1, 0], "forward_steps": 1}, "5": {}}
     dataset = load(tmp_path, [raw_episode(1), raw_episode(2)], gt)
     truth = dataset.ground_truth("1")
     assert truth.actions == (1, 0) and truth.locations.shape == (2, 3) and truth.looks == 0
@@ -171,16 +171,16 @@ def test_ground_truth(tmp_path):
     [
         ({}, "missing actions, locations"),
         ({"actions": [0]}, "missing locations"),
-        ({"actions": [1], "locations": [[0, 0, 0]]}, "actions must be 0 to 5 and end in the one 0"),
-        ({"actions": [1, 0, 2, 0], "locations": [[0, 0, 0]]}, "actions must be 0 to 5 and end in the one 0"),
-        ({"actions": [7, 0], "locations": [[0, 0, 0]]}, "actions must be 0 to 5 and end in the one 0"),
-        ({"actions": ["x"], "locations": [[0, 0, 0]]}, "actions must be whole numbers, locations [n, 3] numbers"),
+        ({"actions": [1], "locations": [[0, 0.1, 2]]}, "actions must be 0 to 5 and end in the one 0"),
+        ({"actions": [1, 0, 2, 0], "locations": [[0, 0.1, 2]]}, "actions must be 0 to 5 and end in the one 0"),
+        ({"actions": [7, 0], "locations": [[0, 0.1, 2]]}, "actions must be 0 to 5 and end in the one 0"),
+        ({"actions": ["x"], "locations": [[0, 0.1, 2]]}, "actions must be whole numbers, locations [n, 3] numbers"),
         ({"actions": [0], "locations": [[0, 0]]}, "locations must be [n, 3] finite numbers"),
         ({"actions": [0], "locations": [[0, 0, float("nan")]]}, "locations must be [n, 3] finite numbers"),
     ],
 )
 def test_bad_ground_truth_is_the_episodes_alone(tmp_path, entry, problem):
-    good = {"locations": [[0, 0, 0]], "actions": [0], "forward_steps": 0}
+    good = {"locations": [[0, 0.1, 2]], "actions": [0], "forward_steps": 0}
     dataset = load(tmp_path, [raw_episode(1), raw_episode(2)], {"1": entry, "2": good})
     assert dataset.ground_truth_problem("1") == problem and dataset.ground_truth_problem("2") is None
 
@@ -219,7 +219,29 @@ def rxr_episode(name, language="en-US", **changes):
     return raw_episode(str(name), trajectory_id=None, instruction=words, **changes)
 
 
-GT = {"locations": [[0, 0, 0], [0, 0, -0.25]], "actions": [5, 1, 4, 4, 2, 0], "forward_steps": 1}
+def test_ground_truth_of_other_episodes_is_refused(tmp_path):
+    """Another split's file, whose ids fit: nDTW against it would be a wrong number, and nothing would say so."""
+    episodes = [raw_episode(number) for number in range(4)]
+    fits = {"locations": [[0, 0.1, 2], [2.8, 0.1, 2]], "actions": [1, 0]}
+    elsewhere = fits | {"locations": [[5, 0.1, 2], [2.8, 0.1, 2]]}
+    dataset = load(tmp_path, episodes, {"0": fits, "1": elsewhere, "2": fits})
+    assert dataset.ground_truth_problem("0") is None
+    assert dataset.ground_truth_problem("1") == "begins 5.0 m from where the episode does, so it is another's"
+    other_goal = fits | {"locations": [[0, 0.1, 2], [-4, 0.1, 2]]}
+    dataset = load(tmp_path, episodes, {"0": fits, "1": elsewhere, "2": other_goal})
+    with pytest.raises(ValueError, match=r"val_gt.json.gz: 2 of 3 paths are not those of .*val.json.gz \(episode 1"):
+        dataset.ground_truth_problem("0")
+
+
+def test_an_odd_start_or_goal_does_not_make_the_ground_truth_anothers(tmp_path):
+    """They are said to be off the navmesh later: the path still goes along the reference path."""
+    fits = {"locations": [[0, 0.1, 2], [2.8, 0.1, 2]], "actions": [1, 0]}
+    odd = [raw_episode(1, start_position=[-300, 0, 5]), raw_episode(2, goals=[{"position": [500, 0, 500]}])]
+    dataset = load(tmp_path, odd, {"1": fits, "2": fits})
+    assert dataset.ground_truth_problem("1") is None and dataset.ground_truth_problem("2") is None
+
+
+GT = {"locations": [[0, 0.1, 2], [0.25, 0.1, 2]], "actions": [5, 1, 4, 4, 2, 0], "forward_steps": 1}
 
 
 def load_rxr(tmp_path, guide, follower=None, gt=False, split="val_unseen", **config):
@@ -228,7 +250,7 @@ def load_rxr(tmp_path, guide, follower=None, gt=False, split="val_unseen", **con
     for role, episodes in (("guide", guide), ("follower", follower)):
         if episodes is not None:
             write(folder / f"{split}_{role}.json.gz", {"episodes": episodes})
-            truth = GT | {"locations": GT["locations"] if role == "guide" else [[9, 9, 9]]}
+            truth = GT | {"locations": GT["locations"] if role == "guide" else [[0.5, 0.1, 2]]}
             write(folder / f"{split}_{role}_gt.json.gz", {e["episode_id"]: truth for e in episodes})
     settings = {"data_path": str(tmp_path / "{split}/{split}_{role}.json.gz"), "split": split, "scenes_dir": "scenes"}
     if gt:
@@ -260,7 +282,7 @@ def test_rxr_roles_and_their_ground_truth(tmp_path):
     assert [(e.episode_id, e.instruction.role) for e in dataset.episodes] == [("1", "guide"), ("2", "follower")]
     assert dataset.left_out[0].reason == "entry 1 of val_unseen_follower.json.gz: this episode_id occurs twice"
     assert dataset.ground_truth("1").locations.tolist() == GT["locations"]
-    assert dataset.ground_truth("2").locations.tolist() == [[9, 9, 9]]
+    assert dataset.ground_truth("2").locations.tolist() == [[0.5, 0.1, 2]]
     assert (dataset.ground_truth("1").actions, dataset.ground_truth("1").looks) == ((1, 2, 0), 3)
 
 

@@ -283,6 +283,32 @@ def test_what_cannot_be_walked_is_left_out_and_listed(config, data, monkeypatch)
         envs.close()
 
 
+def test_start_and_goal_in_one_place_are_left_out(config, data, monkeypatch):
+    """Habitat's SPL divides by the way from start to goal, which ended the run for all episodes."""
+    monkeypatch.setenv("HABITAT_ENV_DEBUG", "1")
+
+    def spoil(episodes, truth):
+        episodes[0]["goals"] = [{"position": episodes[0]["start_position"], "radius": 3.0}]
+
+    change_episodes(data, "nowhere_to_go", spoil)
+    envs = VLNVectorEnvFactory().construct_envs(config("habitat.dataset.split=nowhere_to_go"))
+    envs.close()
+    ((name, _, reason),) = envs.left_out
+    assert (name, reason) == ("1", "start and goal are the same place")
+
+
+def test_start_and_goal_that_snap_to_one_place_are_unusable(config):
+    env = make_env(config("habitat.dataset.max_episodes=1"))
+    episode = env.unwrapped.habitat_env.episodes[0]
+    x, y, z = episode.start_position
+    episode.goals[0].position = [x, y + 0.3, z]
+    env.reset()
+    assert env.why_unusable() == "start and goal are the same place"
+    _, info = walk(env, lambda seen: 0)
+    assert np.isnan(info["spl"]) and info["distance_to_goal"] == 0
+    env.close()
+
+
 def test_a_damaged_ground_truth_file_is_an_error(config, data):
     change_episodes(data, "cut", lambda episodes, truth: None)
     path = data / "data/datasets/vln/embedded/cut/cut_gt.json.gz"

@@ -118,6 +118,33 @@ def test_looks_of_the_ground_truth_are_skipped_and_counted(export, home, capsys)
     assert "looks: 6 LOOK_UP and LOOK_DOWN of the ground truth were skipped" in capsys.readouterr().out
 
 
+def test_a_replay_that_leaves_the_recorded_path_is_no_walk(export, home, capsys):
+    """Under another turn angle some walks end near the goal by luck."""
+
+    def turn(episodes, truth):
+        del episodes[2:]
+
+    make_split(home, "turned", turn)
+    export(
+        "vlnr1.export.splits=[turned]", "vlnr1.task.expert=ground_truth", "vlnr1.data.source=turned",
+        "vlnr1.protocol.turn_angle=90", "vlnr1.protocol.success_distance=50",
+    )  # fmt: skip
+    summary = json.loads((home / "data/vln_ego/turned/turned/summary.json").read_text())
+    assert [why.split(":")[0] for why in summary["skipped"].values()] == ["replay left the recorded path"] * 2
+
+
+def test_another_episode_file_in_the_same_source_is_refused(export, home):
+    make_split(home, "first", lambda episodes, truth: episodes.__delitem__(slice(2, None)))
+    export("vlnr1.export.splits=[first]", "vlnr1.task.expert=ground_truth")
+    assert json.loads((home / "data/vln_ego/embedded/first/meta.json").read_text())["task"]["name"] == "embedded"
+    folder = home / "data/datasets/vln/embedded/first"
+    content = json.loads(gzip.decompress((folder / "first.json.gz").read_bytes()))
+    content["episodes"][0]["instruction"]["instruction_text"] = "Go back to where you came from."
+    (folder / "first.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(RecordError, match=r"made from something else \(task.episodes.first.json.gz: .*data.source"):
+        export("vlnr1.export.splits=[first]", "vlnr1.task.expert=ground_truth")
+
+
 def test_rxr_files_are_exported_with_their_instruction_ids(export, home):
     """Generated houses under RxR-CE's names and schema: the whole path of vlnr1/task=rxr."""
     folder = home / "data/datasets/vln/embedded/train"
@@ -158,8 +185,8 @@ def test_concurrent_processes_agree_on_one_meta(tmp_path):
         thread.join()
     angle = json.loads((tmp_path / "meta.json").read_text())["turn_angle"]
     assert [shard for shard, _ in failures] == [7] if angle == 30 else len(failures) == 7
-    assert all("turn_angle=" in message for _, message in failures)
-    assert {file.name for file in tmp_path.iterdir()} - {f"episodes-{i}.jsonl" for i in range(8)} == {"meta.json"}
+    assert all("turn_angle: " in message for _, message in failures)
+    assert {file.name for file in tmp_path.glob("[!.]*")} - {f"episodes-{i}.jsonl" for i in range(8)} == {"meta.json"}
 
 
 def test_shards_are_named_so_that_they_sort(tmp_path):

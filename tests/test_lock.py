@@ -1,0 +1,56 @@
+"""A folder has one writer; the lock of a process that was killed is gone with it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from habitat_vlnr1 import lock
+from habitat_vlnr1.lock import FolderInUse, FolderLock
+from habitat_vlnr1.records import EpisodeWriter
+from habitat_vlnr1.results import EpisodeLog
+
+HOLD = """
+import sys, time
+from habitat_vlnr1.lock import FolderLock
+lock = FolderLock(sys.argv[1])
+print("held", flush=True)
+time.sleep(99)
+"""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(lock, "WAIT", 0.1)
+
+
+def test_another_process_is_told_who_writes_and_may_go_on_after_a_kill(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(FolderInUse, match=rf"is being written by process {holder.pid} on \S+ since \d{{4}}-.*: wait"):
+        FolderLock(tmp_path)
+    holder.kill()
+    holder.wait()
+    with FolderLock(tmp_path) as mine:
+        pass
+    mine.release()
+    FolderLock(tmp_path).release()
+    assert [file.name for file in tmp_path.iterdir()] == [".run.lock"]
+
+
+def test_one_folder_of_results_has_one_evaluation(tmp_path):
+    log = EpisodeLog(tmp_path, {})
+    with pytest.raises(FolderInUse, match=re.escape(str(tmp_path))):
+        EpisodeLog(tmp_path, {})
+    log.close()
+    EpisodeLog(tmp_path, {}).close()
+
+
+def test_one_shard_of_an_export_has_one_writer(tmp_path):
+    writer = EpisodeWriter(tmp_path, {}, "0")
+    EpisodeWriter(tmp_path, {}, "1").close()
+    with pytest.raises(FolderInUse):
+        EpisodeWriter(tmp_path, {}, "0")
+    writer.close()
+    EpisodeWriter(tmp_path, {}, "0").close()
