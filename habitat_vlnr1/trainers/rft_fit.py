@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from omegaconf import DictConfig
+from transformers import ProcessorMixin
 
 from habitat_vlnr1.config import (
     action_space,
@@ -22,6 +23,7 @@ from habitat_vlnr1.config import (
     template_of,
 )
 from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
@@ -104,18 +106,30 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
     )
 
 
-def rows_for_trl(config: DictConfig, records: Records, numbers: list[int]) -> Dataset:
-    """Rows for plain TRL: chat messages with their images."""
+def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], processor: ProcessorMixin) -> Dataset:
+    """Rows for plain TRL: chat messages with their images, read and scaled when a row is.
+
+    A vLLM server puts images through a processor of its own, with the limits of the model as released: it is given
+    frames that are within those of `processor`.
+    """
     template, space = template_of(config), action_space(config)
     chosen = [records[number] for number in numbers]
-    rows = {
-        "prompt": [
-            template.messages(record.instruction, len(record.history), records.num_actions, space) for record in chosen
-        ],
-        "images": [[str(frame) for frame in record.frames] for record in chosen],
-        "actions": [list(map(int, record.answer)) for record in chosen],
-    }
-    return Dataset.from_dict(rows).cast_column("images", List(Image()))
+    rows = Dataset.from_dict(
+        {
+            "prompt": [
+                template.messages(record.instruction, len(record.history), records.num_actions, space)
+                for record in chosen
+            ],
+            "images": [[str(frame) for frame in record.frames] for record in chosen],
+            "actions": [list(map(int, record.answer)) for record in chosen],
+        }
+    )
+
+    def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [[scaled(frame, processor.image_processor) for frame in frames] for frames in batch["images"]]
+        return {**batch, "images": images}
+
+    return rows.with_transform(read)
 
 
 def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorded | Online) -> RecordTrainer:
@@ -145,7 +159,7 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
             train_dataset=task.rows, walkers=task.walkers, turns=config.vlnr1.rft.online.turns, **ours
         )
     if config.vlnr1.rft.rollout == "trl":
-        rows = [rows_for_trl(config, task.records, numbers) for numbers in (task.train, task.held_out)]
+        rows = [rows_for_trl(config, task.records, numbers, processor) for numbers in (task.train, task.held_out)]
         return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
     rows = [rows_for_groups(task.records, numbers) for numbers in (task.train, task.held_out)]
     return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], records=task.records, **ours)

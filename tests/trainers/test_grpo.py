@@ -9,12 +9,14 @@ import torch
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 from PIL import Image
+from trl.data_utils import prepare_multimodal_messages
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.config import reward_functions, rft_arguments
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.lvlm.inputs import IGNORED
+from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.lvlm.tiny import build_tiny
+from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, keep_some
 from habitat_vlnr1.rewards import make_reward
 from habitat_vlnr1.trainers.fitting import check_start, open_records
@@ -177,6 +179,22 @@ def test_loss_and_gradient_are_those_of_plain_trl_on_the_same_answers(configured
     assert (results[0][3]["clip_ratio/region_mean"][-1] > 0) == (iterations == 2)
 
 
+def test_plain_trl_is_given_frames_in_the_models_size(configured):
+    """So that a vLLM server, whose processor has limits of its own, makes the same prompt of them."""
+    config = configured("vlnr1.rft.rollout=trl", "vlnr1.model.image_size=28")
+    trainer = trainer_of(config)
+    (first, _), record = trainer.train_dataset, open_records(config, [("embedded", "train")])[2]
+    assert [image.size for image in first["images"]] == [(28, 28)] * len(record.frames)
+    messages = prepare_multimodal_messages(first["prompt"], images=first["images"])
+    text = trainer.processing_class.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    trainer.processing_class.image_processor.size = {"shortest_edge": 28**2, "longest_edge": 28 * 28 * 16384}
+    theirs = trainer.processing_class(text=[text], images=first["images"], return_tensors="pt")
+    ours = PromptEncoder(trainer.processing_class, get_template("compact"), 6, SPACE, max_pixels=28**2)
+    batch = ours.prompts([ours.query(record.instruction, record.frames)])
+    assert torch.equal(theirs["input_ids"], batch["input_ids"])
+    torch.testing.assert_close(theirs["pixel_values"], batch["pixel_values"], atol=2.1 / 255 / 0.26, rtol=0)
+
+
 def test_letters_alone_can_be_trained(configured):
     trainer = trainer_of(configured("vlnr1.rft.train_forced=false"))
     trainer.model.train()
@@ -237,9 +255,9 @@ def test_the_likeliest_answers_are_rewarded_apart(configured):
 
 
 def test_rewards_are_combined_by_weight(configured):
-    config = configured(
-        "vlnr1.rft.rewards=[{name: uniform, weight: 0.5}, {name: hard, weight: 2},{name: test_grpo.zero, weight: 1}]"
-    )
+    weighed = {"uniform": 0.5, "hard": 2, f"{__name__}.zero": 1}
+    rewards = ", ".join(f"{{name: {name}, weight: {weight}}}" for name, weight in weighed.items())
+    config = configured(f"vlnr1.rft.rewards=[{rewards}]")
     functions = reward_functions(config)
     assert [function.__name__ for function in functions] == ["uniform", "hard", "zero"]
     assert rft_arguments(config).reward_weights == [0.5, 2.0, 1.0]
