@@ -6,8 +6,7 @@ under the same grammar. Features of frames are kept by the frames' keys, so a fr
 once for every prompt in which it is history.
 
 Use:
-    >>> encoder = PromptEncoder(processor, template, num_actions=6, space=space)  # doctest: +SKIP
-    >>> decoder = ActionDecoder(model, encoder)  # doctest: +SKIP
+    >>> decoder = load_decoder("data/vlnr1/quickstart/checkpoints/checkpoint-2600")  # doctest: +SKIP
     >>> prompt = Prompt("go to the red sofa", [frame_0, frame_1], [(7, 0), (7, 1)])  # doctest: +SKIP
     >>> (answer,) = decoder.decode([prompt])  # doctest: +SKIP
     >>> answer.actions, answer.text  # doctest: +SKIP
@@ -15,6 +14,7 @@ Use:
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from habitat_vlnr1.actions import Action, read_letters
+from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
@@ -247,6 +248,36 @@ class ActionDecoder:
             padding = [Action.STOP] * (self.num_actions - len(letters))
             actions = (*letters, *padding) if letters else (Action.STOP,)
         return Answer(actions, text, (), tuple(ids), (True,) * len(ids), valid)
+
+
+def load_decoder(
+    path: str | os.PathLike[str],
+    card: checkpoint.ModelCard | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> ActionDecoder:
+    """Load a checkpoint and make what asks it.
+
+    Args:
+        path: a folder or a Hugging Face id.
+        card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
+        dtype: as `checkpoint.load` takes it.
+        device: None: the GPU where there is one.
+        options: of `ActionDecoder`, such as `temperature`.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no card and none is given.
+    """
+    card = checkpoint.read_card(path) if card is None else card
+    if card is None:
+        raise checkpoint.CheckpointError(
+            f"{path}: no {checkpoint.CARD_FILE} says how this model is asked: give load_decoder a ModelCard"
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = checkpoint.load(path, dtype=dtype, device=device)
+    return ActionDecoder(model, PromptEncoder.from_card(processor, card), **options)
 
 
 @dataclass

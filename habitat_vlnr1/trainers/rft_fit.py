@@ -16,11 +16,11 @@ from transformers import ProcessorMixin
 from habitat_vlnr1.config import (
     action_space,
     lora,
-    model_card,
     prompt_encoder,
     reward_functions,
     rft_arguments,
     template_of,
+    trained_card,
 )
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.frames import scaled
@@ -151,7 +151,7 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         "args": rft_arguments(config),
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(model_card(config, "rft"))],
+        "callbacks": [CardCallback(trained_card(config, "rft"))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
     if isinstance(task, Online):

@@ -9,7 +9,7 @@ import trl
 from datasets import Dataset
 from omegaconf import DictConfig
 
-from habitat_vlnr1.config import action_space, lora, model_card, prompt_encoder, sft_arguments
+from habitat_vlnr1.config import action_space, lora, prompt_encoder, sft_arguments, trained_card
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
@@ -49,7 +49,7 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     use_cores(config)
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
-    checkpoint.save(folder, model, processor, model_card(config, "warm-up"))
+    checkpoint.save(folder, model, processor, trained_card(config, "warm-up"))
 
 
 def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
@@ -68,7 +68,7 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         ),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[CardCallback(model_card(config, stage))],
+        callbacks=[CardCallback(trained_card(config, stage))],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)

@@ -1,6 +1,5 @@
 """GRPO on VLN-Ego records: eqs. 3–5 and 9 by hand, and our fast path against TRL's plain one."""
 
-import io
 from functools import partial
 
 import numpy as np
@@ -11,13 +10,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
-from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.config import reward_functions, rft_arguments
-from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
-from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, keep_some
+from habitat_vlnr1.records import Episode, RecordError, keep_some
 from habitat_vlnr1.rewards import make_reward
 from habitat_vlnr1.trainers.fitting import check_start, open_records
 from habitat_vlnr1.trainers.rft_fit import (
@@ -27,34 +23,14 @@ from habitat_vlnr1.trainers.rft_fit import (
     make_trainer,
 )
 from tests.paths import CONFIGS
+from tests.tiny_run import SPACE, write_tiny_run
 
-SPACE = ActionSpace(0.5, 30)
-WORDS = ["Stop at the red sofa.", "Go through the door on your left and stop at the blue bed."]
 BETA, GAMMA = 0.3, 0.5
-
-
-def jpeg(seed):
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two exported sources of a few random frames, and a random tiny model as the SFT checkpoint."""
-    home = tmp_path_factory.mktemp("grpo")
-    for source, split in (("embedded", "train"), ("embedded", "val_unseen"), ("other", "train")):
-        writer = EpisodeWriter(home / "ego" / source / split, {})
-        for number, length in enumerate([7, 4]):
-            actions = (*(1 + (number + i) % 3 for i in range(length)), 0)
-            jpegs = [jpeg((number, i)) for i in range(length + 1)]
-            writer.write(Episode(f"{number}", "s", WORDS[number], actions), jpegs)
-        writer.close()
-    model, processor = build_tiny(WORDS, space=SPACE, image_size=56, seed=1)
-    memory = {"strategy": "long_short", "budget": 2, "short_window": 1, "short_stride": 1, "long_stride": 6}
-    card = checkpoint.ModelCard(space=SPACE, num_actions=6, template="compact", memory=memory)
-    checkpoint.save(home / "run/checkpoints/checkpoint-7", model, processor, card)
-    return home
+    return write_tiny_run(tmp_path_factory.mktemp("grpo"))
 
 
 @pytest.fixture
