@@ -105,9 +105,9 @@ def load(
     Raises:
         CheckpointError: nothing there, an unsupported model, weights that are not safetensors.
     """
-    source = _existing(path)
+    source = existing(path)
     if adapter is None and (Path(source) / ADAPTER_FILE).is_file():
-        adapter, source = source, _existing(_base_of_adapter(Path(source)))
+        adapter, source = source, existing(_base_of_adapter(Path(source)))
     kind = _quietly(AutoConfig.from_pretrained, source).model_type
     if kind not in SUPPORTED:
         raise CheckpointError(
@@ -123,7 +123,7 @@ def load(
     if adapter is not None:
         from peft import PeftModel
 
-        model = _quietly(PeftModel.from_pretrained, model, _existing(adapter)).merge_and_unload()
+        model = _quietly(PeftModel.from_pretrained, model, existing(adapter)).merge_and_unload()
     return model.to(device).eval(), processor
 
 
@@ -162,10 +162,26 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     return str(steps[max(steps)]) if steps else None
 
 
+def existing(path: str | os.PathLike[str]) -> str:
+    """The path or hub id as a string.
+
+    Raises:
+        CheckpointError: it looks like a folder, and is none or holds no checkpoint.
+    """
+    text = os.fspath(path)
+    folder = Path(text)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+            raise CheckpointError(f"{text}: a folder without config.json, so no checkpoint; check model.path")
+    elif folder.is_absolute() or text.startswith(".") or text.count("/") != 1 or folder.parent.is_dir():
+        raise CheckpointError(f"{text}: no such checkpoint folder; train it first or check the path")
+    return text
+
+
 def is_checkpoint(path: str) -> bool:
     """Whether the path names a checkpoint folder or a hub id."""
     try:
-        return bool(_existing(path))
+        return bool(existing(path))
     except CheckpointError:
         return False
 
@@ -223,18 +239,6 @@ def differences(card: ModelCard | None, **configured: Any) -> list[str]:
         for name, trained, value in pairs
         if trained and trained != value
     ]
-
-
-def _existing(path: str | os.PathLike[str]) -> str:
-    """The path or hub id as a string; an error when it looks like a folder and holds no checkpoint."""
-    text = os.fspath(path)
-    folder = Path(text)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-            raise CheckpointError(f"{text}: a folder without config.json, so no checkpoint; check model.path")
-    elif folder.is_absolute() or text.startswith(".") or text.count("/") != 1 or folder.parent.is_dir():
-        raise CheckpointError(f"{text}: no such checkpoint folder; train it first or check the path")
-    return text
 
 
 def _base_of_adapter(folder: Path) -> str:

@@ -270,6 +270,7 @@ def load_decoder(
     Raises:
         CheckpointError: it cannot be loaded, or has no card and none is given.
     """
+    path = checkpoint.existing(path)
     card = checkpoint.read_card(path) if card is None else card
     if card is None:
         raise checkpoint.CheckpointError(

@@ -214,3 +214,5 @@ def test_a_loaded_decoder_asks_as_its_checkpoints_card_says(made, prompts, tmp_p
     (folder / CARD_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"no vlnr1\.json says how this model is asked: give load_decoder a"):
         load_decoder(folder)
+    with pytest.raises(CheckpointError, match="no such checkpoint folder; train it first"):
+        load_decoder(tmp_path / "gone")
