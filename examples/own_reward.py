@@ -1,6 +1,6 @@
 """Train with a reward of one's own: stage 2, rewarded by the function below.
 
-After `make quickstart`, in the repository's folder (four minutes on two cores, then the evaluation of both stages):
+After `make quickstart`, in the repository's folder (it takes as long as `vlnr1_rft`; the second, two minutes at most):
 
     .venv/bin/python examples/own_reward.py
     .venv/bin/python examples/own_reward.py vlnr1.rft.max_steps=20 vlnr1.rft.evaluate=false
