@@ -84,14 +84,7 @@ def prompt_encoder(config: DictConfig, processor: ProcessorMixin) -> PromptEncod
     """The configured way to ask, for a model with `speed_up_vision`; training and evaluation both call it."""
     from habitat_vlnr1.lvlm.inputs import PromptEncoder
 
-    return PromptEncoder(
-        processor,
-        template_of(config),
-        config.vlnr1.prompt.num_actions,
-        action_space(config),
-        max_pixels=config.vlnr1.model.image_size**2,
-        single_slot=True,
-    )
+    return PromptEncoder.from_card(processor, model_card(config))
 
 
 def asked_with(config: DictConfig) -> dict[str, Any]:
@@ -104,7 +97,18 @@ def asked_with(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def model_card(
+def model_card(config: DictConfig, **info: Any) -> ModelCard:
+    """How the configured model is asked, as it stands beside its checkpoints.
+
+    Args:
+        info: provenance.
+    """
+    from habitat_vlnr1.lvlm.checkpoint import ModelCard
+
+    return ModelCard(space=action_space(config), **asked_with(config), info=info)
+
+
+def trained_card(
     config: DictConfig, stage: str, start: str | None = None, folder: str | Path | None = None, **made_with: Any
 ) -> ModelCard:
     """What stands beside every checkpoint of this run.
@@ -115,16 +119,9 @@ def model_card(
             checkpoint folder.
         made_with: more of where it comes from.
     """
-    from habitat_vlnr1.lvlm.checkpoint import ModelCard
-
     folder = folder or Path(config.habitat_baselines.checkpoint_folder) / "checkpoint"
-    info = {
-        "stage": stage,
-        "start": None if start is None else origin(start, folder),
-        "data": list(config.vlnr1.data.sources),
-        **made_with,
-    }
-    return ModelCard(space=action_space(config), **asked_with(config), info=info)
+    began = None if start is None else origin(start, folder)
+    return model_card(config, stage=stage, start=began, data=list(config.vlnr1.data.sources), **made_with)
 
 
 # -------------------------------------------------------------------------------------------------- data and policies
@@ -195,22 +192,20 @@ def make_policy(
 
 def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
     """Load a checkpoint and make what asks it, after checking that it fits the simulator's steps and angles."""
-    import torch
     from habitat.core.logging import logger
 
     from habitat_vlnr1.lvlm import checkpoint
-    from habitat_vlnr1.lvlm.decoding import ActionDecoder
+    from habitat_vlnr1.lvlm.decoding import load_decoder
 
     decoding = config.vlnr1.decoding
     card = checkpoint.read_card(path)
     checkpoint.check_card(card, action_space(config), allow=decoding.allow_other_angles)
     for difference in checkpoint.differences(card, **asked_with(config)):  # to compare is allowed, to overlook it not
         logger.warning(f"{path}: {difference}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = checkpoint.load(path, dtype=config.vlnr1.model.dtype, device=device)
-    return ActionDecoder(
-        model,
-        prompt_encoder(config, processor),
+    return load_decoder(
+        path,
+        model_card(config),
+        dtype=config.vlnr1.model.dtype,
         temperature=decoding.temperature,
         constrained=decoding.constrained,
         seed=config.habitat.seed,

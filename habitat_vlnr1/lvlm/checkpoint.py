@@ -106,9 +106,9 @@ def load(
     Raises:
         CheckpointError: nothing there, an unsupported model, weights that are not safetensors.
     """
-    *adapters, source = map(_existing, chain(path, _hub_adapter))
+    *adapters, source = map(existing, chain(path, _hub_adapter))
     if adapter is not None:
-        adapters.insert(0, _existing(adapter))
+        adapters.insert(0, existing(adapter))
     kind = _quietly(AutoConfig.from_pretrained, source, trust_remote_code=False).model_type
     if kind not in SUPPORTED:
         raise CheckpointError(
@@ -191,10 +191,26 @@ def why_not_finite(model: PreTrainedModel) -> str:
     return f"{path}: its weights are finite, what it computes in {model.dtype} is not: take vlnr1.model.dtype=float32"
 
 
+def existing(path: str | os.PathLike[str]) -> str:
+    """The path or hub id as a string.
+
+    Raises:
+        CheckpointError: it looks like a folder, and is none or holds no checkpoint.
+    """
+    text = os.fspath(path)
+    folder = Path(text)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+            raise CheckpointError(f"{text}: a folder without config.json, so no checkpoint; check model.path")
+    elif folder.is_absolute() or text.startswith(".") or text.count("/") != 1 or folder.parent.is_dir():
+        raise CheckpointError(f"{text}: no such checkpoint folder; train it first or check the path")
+    return text
+
+
 def is_checkpoint(path: str) -> bool:
     """Whether the path names a checkpoint folder or a hub id."""
     try:
-        return bool(_existing(path))
+        return bool(existing(path))
     except CheckpointError:
         return False
 
@@ -256,21 +272,9 @@ def differences(card: ModelCard | None, **configured: Any) -> list[str]:
     ]
 
 
-def _existing(path: str | os.PathLike[str]) -> str:
-    """The path or hub id as a string; an error when it looks like a folder and holds no checkpoint."""
-    text = os.fspath(path)
-    folder = Path(text)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-            raise CheckpointError(f"{text}: a folder without config.json, so no checkpoint; check model.path")
-    elif folder.is_absolute() or text.startswith(".") or text.count("/") != 1 or folder.parent.is_dir():
-        raise CheckpointError(f"{text}: no such checkpoint folder; train it first or check the path")
-    return text
-
-
 def _hub_adapter(name: str) -> str | None:
     """The settings of the adapter that a hub id names; None for whole models."""
-    return _quietly(find_adapter_config_file, _existing(name))
+    return _quietly(find_adapter_config_file, existing(name))
 
 
 def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,8 +6,7 @@ under the same grammar. Features of frames are kept by the frames' keys, so a fr
 once for every prompt in which it is history.
 
 Use:
-    >>> encoder = PromptEncoder(processor, template, num_actions=6, space=space)  # doctest: +SKIP
-    >>> decoder = ActionDecoder(model, encoder)  # doctest: +SKIP
+    >>> decoder = load_decoder("data/vlnr1/quickstart/checkpoints/checkpoint-2600")  # doctest: +SKIP
     >>> prompt = Prompt("go to the red sofa", [frame_0, frame_1], [(7, 0), (7, 1)])  # doctest: +SKIP
     >>> (answer,) = decoder.decode([prompt])  # doctest: +SKIP
     >>> answer.actions, answer.text  # doctest: +SKIP
@@ -16,6 +15,7 @@ Use:
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from habitat_vlnr1.actions import Action, read_letters
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
-from habitat_vlnr1.lvlm.checkpoint import why_not_finite
+from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
@@ -209,7 +209,7 @@ class ActionDecoder:
         """For each row one of four tokens, by its number, and its log-probability among the four."""
         four = logits.gather(1, torch.tensor(choices, device=logits.device)).float().cpu()
         if not four.isfinite().all():  # else NaN would be the likeliest of all, and a STOP
-            raise CheckpointError(why_not_finite(self.model))
+            raise CheckpointError(checkpoint.why_not_finite(self.model))
         log_probs = torch.log_softmax(four / (self.temperature or 1.0), dim=-1)
         chosen = (four if noise is None else log_probs + noise).argmax(-1, keepdim=True)
         return chosen[:, 0].tolist(), log_probs.gather(1, chosen)[:, 0].tolist()
@@ -246,7 +246,7 @@ class ActionDecoder:
                 **(sampling if self.temperature else {"do_sample": False}),
             )
         if finite.broken:
-            raise CheckpointError(why_not_finite(self.model))
+            raise CheckpointError(checkpoint.why_not_finite(self.model))
         return [self._read(row) for row in out[:, batch["input_ids"].shape[1] :].tolist()]
 
     def _read(self, ids: list[int]) -> Answer:
@@ -276,6 +276,37 @@ class _Finite(LogitsProcessor):
         now = (scores.isnan() | scores.isposinf()).any()  # minus infinity is how `generate` rules a token out
         self._broken = now if self._broken is None else self._broken | now
         return scores.nan_to_num(nan=0.0, neginf=-math.inf)
+
+
+def load_decoder(
+    path: str | os.PathLike[str],
+    card: checkpoint.ModelCard | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> ActionDecoder:
+    """Load a checkpoint and make what asks it.
+
+    Args:
+        path: a folder or a Hugging Face id.
+        card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
+        dtype: as `checkpoint.load` takes it.
+        device: None: the GPU where there is one.
+        options: of `ActionDecoder`, such as `temperature`.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no card and none is given.
+    """
+    path = checkpoint.existing(path)
+    card = checkpoint.read_card(path) if card is None else card
+    if card is None:
+        raise CheckpointError(
+            f"{path}: no {checkpoint.CARD_FILE} says how this model is asked: give load_decoder a ModelCard"
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = checkpoint.load(path, dtype=dtype, device=device)
+    return ActionDecoder(model, PromptEncoder.from_card(processor, card), **options)
 
 
 @dataclass

@@ -28,11 +28,12 @@ from transformers import ProcessorMixin
 
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lvlm.checkpoint import ModelCard
 from habitat_vlnr1.lvlm.fast_vision import core_of
 from habitat_vlnr1.lvlm.frames import Frame, FrameCutter
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.lvlm.query import Query, common_beginning
-from habitat_vlnr1.prompt import PromptTemplate
+from habitat_vlnr1.prompt import PromptTemplate, get_template
 
 # DataLoader workers are forked after the tokenizer was used; without this it warns in each of them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -101,6 +102,16 @@ class PromptEncoder:
         self.pad_id = self.end_id if pad is None else pad
         self._tokenize = functools.lru_cache(maxsize=65536)(self._tokenize_now)
         self._pieces = functools.lru_cache(maxsize=65536)(self._pieces_now)
+
+    @classmethod
+    def from_card(cls, processor: ProcessorMixin, card: ModelCard) -> PromptEncoder:
+        """The encoder that asks as a checkpoint's card says, for a model with `speed_up_vision`.
+
+        Raises:
+            ValueError: there is no such template, or not one visual token fits `max_pixels`.
+        """
+        template = get_template(card.template)
+        return cls(processor, template, card.num_actions, card.space, max_pixels=card.max_pixels, single_slot=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Caches stay behind when a worker process that is not forked gets a copy."""

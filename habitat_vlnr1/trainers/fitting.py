@@ -15,7 +15,7 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from habitat_vlnr1.config import action_space, asked_with, model_card, records_of
+from habitat_vlnr1.config import action_space, asked_with, records_of, trained_card
 from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
 from habitat_vlnr1.files import differences, read_json
 from habitat_vlnr1.lvlm import checkpoint
@@ -222,7 +222,7 @@ def whole_model(config: DictConfig, start: str) -> str:
         card = checkpoint.read_card(folder)
         if card is None or card.info["start"]["weights"] != folder_fingerprint(start):
             model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
-            checkpoint.save(folder, model, processor, model_card(config, "reference", start, folder))
+            checkpoint.save(folder, model, processor, trained_card(config, "reference", start, folder))
     return str(folder)
 
 

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from omegaconf import DictConfig
+from transformers import ProcessorMixin
 
 from habitat_vlnr1.config import (
     action_space,
     lora,
-    model_card,
     prompt_encoder,
     reward_functions,
     rft_arguments,
     template_of,
+    trained_card,
 )
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.checkpoint import ModelCard
+from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.results import LISTED
@@ -120,28 +122,40 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
     )
 
 
-def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], plain_text: PlainText) -> Dataset:
-    """Rows for plain TRL: chat messages with their images.
+def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], processor: ProcessorMixin) -> Dataset:
+    """Rows for plain TRL: chat messages with their images, read and scaled when a row is.
+
+    A vLLM server puts images through a processor of its own, with the limits of the model as released: it is given
+    frames that are within those of `processor`.
 
     Raises:
         RecordError: an instruction has a special token of the tokenizer in it, which TRL would take for one.
     """
     template, space = template_of(config), action_space(config)
     chosen = [records[number] for number in numbers]
+    plain_text = PlainText(processor.tokenizer)
     for record in chosen:
         if plain_text.guard(record.instruction)[1]:
             raise RecordError(
                 f"episode {record.episode.episode_id}: its instruction has a chat marker in it, which TRL's own "
                 "rollout takes for one: set vlnr1.rft.rollout=grammar, or delete the episode's line"
             )
-    rows = {
-        "prompt": [
-            template.messages(record.instruction, len(record.history), records.num_actions, space) for record in chosen
-        ],
-        "images": [[str(frame) for frame in record.frames] for record in chosen],
-        "actions": [list(map(int, record.answer)) for record in chosen],
-    }
-    return Dataset.from_dict(rows).cast_column("images", List(Image()))
+    rows = Dataset.from_dict(
+        {
+            "prompt": [
+                template.messages(record.instruction, len(record.history), records.num_actions, space)
+                for record in chosen
+            ],
+            "images": [[str(frame) for frame in record.frames] for record in chosen],
+            "actions": [list(map(int, record.answer)) for record in chosen],
+        }
+    )
+
+    def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [[scaled(frame, processor.image_processor) for frame in frames] for frames in batch["images"]]
+        return {**batch, "images": images}
+
+    return rows.with_transform(read)
 
 
 def make_trainer(
@@ -168,7 +182,7 @@ def make_trainer(
         "args": rft_arguments(config),
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(card or model_card(config, "rft", start))],
+        "callbacks": [CardCallback(card or trained_card(config, "rft", start))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
     if isinstance(task, Online):
@@ -176,8 +190,7 @@ def make_trainer(
             train_dataset=task.rows, walkers=task.walkers, turns=config.vlnr1.rft.online.turns, **ours
         )
     if config.vlnr1.rft.rollout == "trl":
-        plain_text = PlainText(processor.tokenizer)
-        rows = [rows_for_trl(config, task.records, numbers, plain_text) for numbers in (task.train, task.held_out)]
+        rows = [rows_for_trl(config, task.records, numbers, processor) for numbers in (task.train, task.held_out)]
         return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
     rows = [rows_for_groups(task.records, numbers) for numbers in (task.train, task.held_out)]
     return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], records=task.records, **ours)
@@ -187,7 +200,7 @@ def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
     sources = () if isinstance(task, Online) else task.records.sources
-    card = model_card(config, "rft", start, run=training_run(config, "rft", start, [ego.root for ego in sources]))
+    card = trained_card(config, "rft", start, run=training_run(config, "rft", start, [ego.root for ego in sources]))
     last, finished = last_checkpoint(folder, config.vlnr1.rft.max_steps, card)
     if finished:
         print(f"RFT is finished: {last}")

@@ -9,7 +9,7 @@ import trl
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import action_space, lora, model_card, prompt_encoder, sft_arguments
+from habitat_vlnr1.config import action_space, lora, prompt_encoder, sft_arguments, trained_card
 from habitat_vlnr1.files import differences
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
@@ -61,13 +61,13 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
     made_with = {"build": OmegaConf.to_container(build, resolve=True)}
-    checkpoint.save(folder, model, processor, model_card(config, "warm-up", **made_with))
+    checkpoint.save(folder, model, processor, trained_card(config, "warm-up", **made_with))
 
 
 def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
     run = training_run(config, stage, start, [ego.root for ego in records.sources])
-    card = model_card(config, stage, start, run=run)
+    card = trained_card(config, stage, start, run=run)
     last, finished = last_checkpoint(config.habitat_baselines.checkpoint_folder, config.vlnr1.sft.max_steps, card)
     if finished:
         print(f"SFT is finished: {last}")

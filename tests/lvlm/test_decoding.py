@@ -1,5 +1,6 @@
 """Constrained decoding equals greedy `generate` under the same grammar, whatever stands beside a row in its batch."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from habitat_vlnr1.actions import Action, ActionSpace
-from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
+from habitat_vlnr1.lvlm.checkpoint import CARD_FILE, CheckpointError, ModelCard, save
+from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt, load_decoder
 from habitat_vlnr1.lvlm.grammar import GrammarError, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.tiny import build_tiny
@@ -197,3 +199,20 @@ def test_tokenizers_that_hide_the_letters_are_refused():
 
     with pytest.raises(GrammarError, match="use free decoding"):
         read_grammar(Words(), MADE_FOR, 3, end_id=0)
+
+
+def test_a_loaded_decoder_asks_as_its_checkpoints_card_says(made, prompts, tmp_path):
+    card = ModelCard(space=MADE_FOR, num_actions=N, template="compact", max_pixels=56**2)
+    folder = save(tmp_path / "checkpoint", *made, card)
+    decoder = load_decoder(folder)
+    processor = copy.deepcopy(made[1])  # the encoder limits its pixels
+    wanted = ActionDecoder(made[0], PromptEncoder(processor, get_template("compact"), N, MADE_FOR, max_pixels=56**2))
+    assert decoder.decode(prompts[:2]) == wanted.decode(prompts[:2])
+    other = load_decoder(folder, ModelCard(space=SPACES["many tokens a phrase"], num_actions=2), temperature=1.0)
+    assert (other.num_actions, other.encoder.template.name, other.temperature) == (2, "vln_ego", 1.0)
+    assert other.encoder.space.forward_step == 0.3
+    (folder / CARD_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"no vlnr1\.json says how this model is asked: give load_decoder a"):
+        load_decoder(folder)
+    with pytest.raises(CheckpointError, match="no such checkpoint folder; train it first"):
+        load_decoder(tmp_path / "gone")

@@ -1,6 +1,5 @@
 """GRPO on VLN-Ego records: eqs. 3–5 and 9 by hand, and our fast path against TRL's plain one."""
 
-import io
 from functools import partial
 
 import numpy as np
@@ -9,13 +8,12 @@ import torch
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 from PIL import Image
+from trl.data_utils import prepare_multimodal_messages
 
-from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.config import reward_functions, rft_arguments
-from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.lvlm.inputs import IGNORED
-from habitat_vlnr1.lvlm.tiny import build_tiny
-from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, keep_some
+from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
+from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.records import Episode, RecordError, keep_some
 from habitat_vlnr1.rewards import make_reward
 from habitat_vlnr1.trainers.fitting import check_start, open_records
 from habitat_vlnr1.trainers.rft_fit import (
@@ -25,34 +23,14 @@ from habitat_vlnr1.trainers.rft_fit import (
     make_trainer,
 )
 from tests.paths import CONFIGS
+from tests.tiny_run import SPACE, write_tiny_run
 
-SPACE = ActionSpace(0.5, 30)
-WORDS = ["Stop at the red sofa.", "Go through the door on your left and stop at the blue bed."]
 BETA, GAMMA = 0.3, 0.5
-
-
-def jpeg(seed):
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two exported sources of a few random frames, and a random tiny model as the SFT checkpoint."""
-    home = tmp_path_factory.mktemp("grpo")
-    for source, split in (("embedded", "train"), ("embedded", "val_unseen"), ("other", "train")):
-        writer = EpisodeWriter(home / "ego" / source / split, {})
-        for number, length in enumerate([7, 4]):
-            actions = (*(1 + (number + i) % 3 for i in range(length)), 0)
-            jpegs = [jpeg((number, i)) for i in range(length + 1)]
-            writer.write(Episode(f"{number}", "s", WORDS[number], actions), jpegs)
-        writer.close()
-    model, processor = build_tiny(WORDS, space=SPACE, image_size=56, seed=1)
-    memory = {"strategy": "long_short", "budget": 2, "short_window": 1, "short_stride": 1, "long_stride": 6}
-    card = checkpoint.ModelCard(space=SPACE, num_actions=6, template="compact", memory=memory)
-    checkpoint.save(home / "run/checkpoints/checkpoint-7", model, processor, card)
-    return home
+    return write_tiny_run(tmp_path_factory.mktemp("grpo"))
 
 
 @pytest.fixture
@@ -177,6 +155,22 @@ def test_loss_and_gradient_are_those_of_plain_trl_on_the_same_answers(configured
     assert (results[0][3]["clip_ratio/region_mean"][-1] > 0) == (iterations == 2)
 
 
+def test_plain_trl_is_given_frames_in_the_models_size(configured):
+    """So that a vLLM server, whose processor has limits of its own, makes the same prompt of them."""
+    config = configured("vlnr1.rft.rollout=trl", "vlnr1.model.image_size=28")
+    trainer = trainer_of(config)
+    (first, _), record = trainer.train_dataset, open_records(config, [("embedded", "train")])[2]
+    assert [image.size for image in first["images"]] == [(28, 28)] * len(record.frames)
+    messages = prepare_multimodal_messages(first["prompt"], images=first["images"])
+    text = trainer.processing_class.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    trainer.processing_class.image_processor.size = {"shortest_edge": 28**2, "longest_edge": 28 * 28 * 16384}
+    theirs = trainer.processing_class(text=[text], images=first["images"], return_tensors="pt")
+    ours = PromptEncoder(trainer.processing_class, get_template("compact"), 6, SPACE, max_pixels=28**2)
+    batch = ours.prompts([ours.query(record.instruction, record.frames)])
+    assert torch.equal(theirs["input_ids"], batch["input_ids"])
+    torch.testing.assert_close(theirs["pixel_values"], batch["pixel_values"], atol=2.1 / 255 / 0.26, rtol=0)
+
+
 def test_letters_alone_can_be_trained(configured):
     trainer = trainer_of(configured("vlnr1.rft.train_forced=false"))
     trainer.model.train()
@@ -237,10 +231,9 @@ def test_the_likeliest_answers_are_rewarded_apart(configured):
 
 
 def test_rewards_are_combined_by_weight(configured):
-    config = configured(
-        "vlnr1.rft.rewards=[{name: uniform, weight: 0.5}, {name: hard, weight: 2},"
-        f"{{name: {__name__}.zero, weight: 1}}]"
-    )
+    weighed = {"uniform": 0.5, "hard": 2, f"{__name__}.zero": 1}
+    rewards = ", ".join(f"{{name: {name}, weight: {weight}}}" for name, weight in weighed.items())
+    config = configured(f"vlnr1.rft.rewards=[{rewards}]")
     functions = reward_functions(config)
     assert [function.__name__ for function in functions] == ["uniform", "hard", "zero"]
     assert rft_arguments(config).reward_weights == [0.5, 2.0, 1.0]
