@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +47,22 @@ def edited(config: DictConfig, **changes: object) -> DictConfig:
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     return config
+
+
+def import_modules(config: DictConfig) -> None:
+    """Import what `vlnr1.imports` names, so that Habitat's registries know what is defined there.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    for name in OmegaConf.select(config, "vlnr1.imports", default=None) or ():
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ValueError(
+                f"vlnr1.imports: {name!r} cannot be imported ({error}); modules are looked for where the command "
+                "runs, on PYTHONPATH and among the installed packages"
+            ) from None
 
 
 # -------------------------------------------------------------------------------------------- what the model is asked

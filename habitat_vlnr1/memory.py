@@ -13,7 +13,9 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from habitat_vlnr1.lookup import find
 
 
 @runtime_checkable
@@ -154,15 +156,37 @@ STRATEGIES: dict[str, type] = {
     "exponential": Exponential,
     "current": CurrentOnly,
 }
+CHECKED_STEPS = 501
+"""As long as the longest episode of the protocols."""
 
 
-def make_memory(strategy: str, **params: int) -> Memory:
-    """Make a memory by its name in the config; errors name the strategy, the parameter and what there is."""
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown memory strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
-    cls = STRATEGIES[strategy]
+def make_memory(strategy: str, **params: Any) -> Memory:
+    """Make a memory by its name here or by the import path of a class (`package.module.Strategy`).
+
+    Raises:
+        ValueError: no such strategy, it has no such parameter, or one by import path breaks what `Memory` promises.
+    """
+    cls = find("memory strategy", strategy, STRATEGIES)
+    if not inspect.isclass(cls):
+        raise ValueError(f"memory strategy {strategy!r} is no class")
     known = list(inspect.signature(cls).parameters)
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise ValueError(f"memory strategy {strategy!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
-    return cls(**params)
+    memory = cls(**params)
+    if strategy not in STRATEGIES:
+        _check(strategy, memory)
+    return memory
+
+
+def _check(strategy: str, memory: Any) -> None:
+    """Hold a foreign strategy to its promises: a step too many, or of the future, would show the wrong frames."""
+    if not isinstance(memory, Memory):
+        raise ValueError(f"memory strategy {strategy!r} is no Memory: it needs the int `budget` and `select(t)`")
+    for t in range(CHECKED_STEPS):
+        steps = list(memory.select(t))
+        if len(steps) > memory.budget or steps != sorted(set(steps)) or (steps and not 0 <= steps[0] <= steps[-1] < t):
+            raise ValueError(
+                f"memory strategy {strategy!r} selects {steps} at t = {t}: wanted are at most {memory.budget} steps, "
+                f"ascending and distinct, each at least 0 and below t"
+            )

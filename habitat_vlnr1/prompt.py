@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.lookup import find
 
 IMAGE: dict[str, str] = {"type": "image"}
 Message = dict[str, Any]
@@ -66,7 +67,14 @@ TEMPLATES = {
 
 
 def get_template(name: str) -> PromptTemplate:
-    """Look a template up by its name in the config."""
-    if name not in TEMPLATES:
-        raise ValueError(f"unknown prompt template {name!r}; choose one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    """A template by its name here, or by the import path of a function `messages` (`package.module.function`).
+
+    Raises:
+        ValueError: there is no such template, or the import path names no function.
+    """
+    found = find("prompt template", name, TEMPLATES)
+    if isinstance(found, PromptTemplate):
+        return found
+    if not callable(found):
+        raise ValueError(f"prompt template {name!r} is no function (instruction, num_history, num_actions, space)")
+    return PromptTemplate(name, found)

@@ -14,13 +14,13 @@ Example:
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from habitat_vlnr1.actions import LETTERS, SEPARATOR, Action
+from habitat_vlnr1.lookup import find
 
 _PART = re.compile(r"([A-D])\. \S.*")
 
@@ -139,16 +139,9 @@ def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
     Raises:
         ValueError: no such reward, or it has no such parameter.
     """
-    known_here = {**REWARDS, **WALK_REWARDS}
-    reward = known_here.get(name)
-    if reward is None:
-        module, _, function = name.rpartition(".")
-        try:
-            reward = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"unknown reward {name!r} ({error}); choose one of {', '.join(known_here)}, or an import path"
-            ) from None
+    reward = find("reward", name, {**REWARDS, **WALK_REWARDS})
+    if not callable(reward):
+        raise ValueError(f"reward {name!r} is no function")
     known = inspect.signature(reward).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:

@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("actions", "memory", "prompt", "rewards", "files", "records", "observations"),
+    ("actions", "lookup", "memory", "prompt", "rewards", "files", "records", "observations"),
     ("results", "lvlm"),
     ("config", "obs_transform"),
     ("sim",),

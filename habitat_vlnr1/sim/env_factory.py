@@ -14,6 +14,7 @@ from habitat_baselines.common.env_factory import VectorEnvFactory
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.observations import INSTRUCTION
 from habitat_vlnr1.results import left_out_text
 from habitat_vlnr1.sim import register_sim
@@ -132,7 +133,8 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         The division depends on the episodes and `num_environments` alone. `enforce_scenes_greater_eq_environments`
         is of no use here: no episode is in two environments.
         """
-        make_scenes(config)  # our trainers have done so before; Habitat's own have not
+        import_modules(config)  # our trainers have done both before; Habitat's own have not
+        make_scenes(config)
         number = config.habitat_baselines.num_environments
         if number < 1:
             raise ValueError(f"habitat_baselines.num_environments is {number}: at least 1 is needed")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from omegaconf import DictConfig
 
+from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import make_scenes
 
@@ -34,6 +35,7 @@ class VLNR1Trainer(PPOTrainer):
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
+        import_modules(self.config)
         if not self.config.vlnr1.dry_run:
             make_scenes(self.config)
 
