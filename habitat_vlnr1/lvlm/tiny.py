@@ -69,11 +69,9 @@ FIXED_TEXTS = ("system\nYou are a helpful assistant.", "user\n", "assistant\n")
 
 @dataclass(frozen=True)
 class TinySize:
-    """Widths and depths of a small Qwen2-VL.
+    """Widths and depths of a small Qwen2-VL: `vision_…` of its vision transformer, the others of its language model.
 
-    Args:
-        vision_layers, vision_width, vision_heads: the vision transformer.
-        layers, width, heads, kv_heads, mlp: the language model; `width / heads` is the head dimension.
+    `width / heads` is the language model's head dimension.
     """
 
     vision_layers: int
