@@ -121,9 +121,8 @@ def test_the_commands_run(home, capsys):
     """Stage 1 with the strategy and with the prompt, stage 2 with the reward, and the policy in the table."""
     pytest.importorskip("habitat_embedded_sim")
     threads = torch.get_num_threads()
-    execute_exp(
-        get_config("vlnr1_sft.yaml", [*SMALL, *ONE_STEP["vlnr1_sft"]], CONFIGS), "train"
-    )  # what stage 2 starts from
+    start = get_config("vlnr1_sft.yaml", [*SMALL, *ONE_STEP["vlnr1_sft"]], CONFIGS)
+    execute_exp(start, "train")  # what stage 2 starts from
     for word, key, value in (("Doubling", "memory", {"strategy": "my_memory.Doubling", "budget": 8}),
                              ("my_prompts", "template", "my_prompts.polite")):  # fmt: skip
         config = config_of(word, *ONE_STEP["vlnr1_sft"])
