@@ -3,7 +3,7 @@
 At step t the history is v_0 … v_{t-1}; the current frame v_t is always shown and is not chosen here. A strategy
 maps t to the steps it keeps, in ascending order, at most `budget` of them.
 
-Example:
+Examples:
     >>> make_memory("long_short", budget=6, short_window=2, short_stride=1, long_stride=3).select(12)
     [0, 1, 4, 7, 10, 11]
 """

@@ -6,7 +6,7 @@ four are for `vlnr1.rft.online`, whose columns are a walk's measures.
 
 An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
 
-Example:
+Examples:
     >>> time_decayed(["A. Move forward 25 cm, D. Stop"], actions=[[1, 2]], gamma=0.5)
     [1.0]
 """

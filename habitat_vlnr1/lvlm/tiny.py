@@ -5,7 +5,7 @@ tokenizer are its own. The tokenizer is a byte-level BPE learned from the given 
 every time (the words of an action, the system prompt) are single tokens, so that a sequence has about 50 tokens
 instead of 150 and trains three times as fast; anything else still tokenises, byte by byte in the worst case.
 
-Use:
+Examples:
     >>> model, processor = build_tiny(instructions, space=ActionSpace(turn_angle=30))          # doctest: +SKIP
     >>> checkpoint.save("models/tiny", model, processor, ModelCard(...))                       # doctest: +SKIP
     >>> model, processor = checkpoint.load("models/tiny")                                      # doctest: +SKIP
