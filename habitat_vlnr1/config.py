@@ -145,15 +145,27 @@ def make_policy(
     Raises:
         ValueError: no such policy is registered.
     """
-    from habitat_baselines.common.baseline_registry import baseline_registry
-
     row = {"name": row} if isinstance(row, str) else dict(row)
-    name = row.pop("name")
-    policy_class = baseline_registry.get_policy(name)
-    if policy_class is None:
-        raise ValueError(f"{place}: no policy {name!r} is registered")
+    policy_class = registered_policy(place, row.pop("name"))
     config = edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
     return policy_class.from_config(config, observation_space, action_space)
+
+
+def registered_policy(place: str, name: str) -> type[Policy]:
+    """The policy class of that name in Habitat's registry.
+
+    Args:
+        place: the key that names it, for the error message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from habitat_baselines.common.baseline_registry import baseline_registry
+
+    policy_class = baseline_registry.get_policy(name)
+    if policy_class is None:
+        raise ValueError(f"{place}: no policy {name!r} is registered; is its module in vlnr1.imports?")
+    return policy_class
 
 
 def make_decoder(config: DictConfig, path: str) -> ActionDecoder:

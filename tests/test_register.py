@@ -9,7 +9,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.config import action_space, import_modules
+from habitat_vlnr1.config import action_space, import_modules, registered_policy
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
@@ -100,6 +100,8 @@ def test_modules_of_the_user_are_imported_and_a_wrong_name_is_one_line(tmp_path,
     assert sys.modules["my_parts"].seen
     with pytest.raises(ValueError, match=r"vlnr1.imports: 'my_partz' cannot be imported \(No module named"):
         import_modules(get_config("vlnr1_sft.yaml", ["vlnr1.imports=[my_partz]"], CONFIGS))
+    with pytest.raises(ValueError, match=r"policies.mine: no policy 'MyPolicy' is registered; .* vlnr1.imports"):
+        registered_policy("vlnr1.eval.policies.mine", "MyPolicy")
 
 
 @pytest.mark.parametrize("setup", ["r2r_rxr", "r2r", "cross_domain"])

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.config import registered_policy
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
@@ -171,9 +172,7 @@ class Imitation:
         if not torch.cuda.is_available():
             torch.set_num_threads(self.il.cpu_threads or os.cpu_count() or 1)
         self.transforms = get_active_obs_transforms(config)
-        policy_class = baseline_registry.get_policy(self.il.policy)
-        if policy_class is None:
-            raise ValueError(f"vlnr1.il.policy: no policy {self.il.policy!r} is registered")
+        policy_class = registered_policy("vlnr1.il.policy", self.il.policy)
         torch.manual_seed(config.habitat.seed)
         space = apply_obs_transforms_obs_space(data.space, self.transforms)
         self.policy = policy_class.from_config(config, space, spaces.Discrete(len(Action)))
