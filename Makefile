@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lock clean
+.PHONY: quickstart test docs lock clean
 
 quickstart: .venv/installed  ## make the houses, export, train, evaluate: the embedded default
 	$(BIN)/python -m habitat_baselines.run --config-name=vlnr1_sft
@@ -11,6 +11,15 @@ quickstart: .venv/installed  ## make the houses, export, train, evaluate: the em
 test: .venv/installed  ## the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+docs: .venv-docs/installed  ## the site of docs/, into site/; a broken link ends it
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+# Of its own: mkdocstrings reads the source without importing it, so neither torch nor Habitat is needed.
+.venv-docs/installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	touch $@
 
 .venv/installed: requirements/bootstrap.txt requirements/locked.txt pyproject.toml embedded_sim/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("habitat-vlnr1 needs Python 3.11, but %s is %d.%d: install it or run make PYTHON=/path/to/python3.11" % (sys.executable, *v))'
@@ -24,6 +33,8 @@ lock:  ## pin and hash every dependency anew
 	echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header -p 3.11 - -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header -p 3.11 --no-emit-package habitat-embedded-sim \
 		--extra dev pyproject.toml embedded_sim/pyproject.toml -o requirements/locked.txt
+	printf '%s\n' mkdocs-material 'mkdocstrings[python]' ruff | \
+		$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header -p 3.11 - -o requirements/docs.txt
 
 clean:  ## everything that was made, except the data folder
-	rm -rf .venv outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs site outputs .pytest_cache .ruff_cache .hypothesis

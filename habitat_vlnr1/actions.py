@@ -1,13 +1,13 @@
 """The four actions of vision-language navigation, their words and their grammar.
 
-An answer of the model is a sequence of (letter, description) pairs, eq. 8 of VLN-R1::
+An answer of the model is a sequence of (letter, description) pairs, eq. 8 of VLN-R1:
 
     A. Move forward 25 cm, B. Turn left 30 degrees, D. Stop
 
 The description phi(letter) tells the truth about the simulator: it is made from the forward step and the turn
 angle that the simulator is configured with.
 
-Example:
+Examples:
     >>> space = ActionSpace(forward_step=0.25, turn_angle=30)
     >>> space.format([Action.FORWARD, Action.STOP])
     'A. Move forward 25 cm, D. Stop'

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +55,22 @@ def edited(config: DictConfig, **changes: object) -> DictConfig:
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     return config
+
+
+def import_modules(config: DictConfig) -> None:
+    """Import what `vlnr1.imports` names, so that Habitat's registries know what is defined there.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    for name in OmegaConf.select(config, "vlnr1.imports", default=None) or ():
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise VLNR1Error(
+                f"vlnr1.imports: {name!r} cannot be imported ({error}); modules are looked for where the command "
+                "runs, on PYTHONPATH and among the installed packages"
+            ) from None
 
 
 # -------------------------------------------------------------------------------------------- what the model is asked
@@ -179,15 +196,27 @@ def make_policy(
     Raises:
         ValueError: no such policy is registered.
     """
-    from habitat_baselines.common.baseline_registry import baseline_registry
-
     row = {"name": row} if isinstance(row, str) else dict(row)
-    name = row.pop("name")
-    policy_class = baseline_registry.get_policy(name)
-    if policy_class is None:
-        raise VLNR1Error(f"{place}: no policy {name!r} is registered")
+    policy_class = registered_policy(place, row.pop("name"))
     config = edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
     return policy_class.from_config(config, observation_space, action_space)
+
+
+def registered_policy(place: str, name: str) -> type[Policy]:
+    """The policy class of that name in Habitat's registry.
+
+    Args:
+        place: the key that names it, for the error message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from habitat_baselines.common.baseline_registry import baseline_registry
+
+    policy_class = baseline_registry.get_policy(name)
+    if policy_class is None:
+        raise VLNR1Error(f"{place}: no policy {name!r} is registered; is its module in vlnr1.imports?")
+    return policy_class
 
 
 def make_decoder(config: DictConfig, path: str) -> ActionDecoder:

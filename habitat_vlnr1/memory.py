@@ -3,7 +3,7 @@
 At step t the history is v_0 … v_{t-1}; the current frame v_t is always shown and is not chosen here. A strategy
 maps t to the steps it keeps, in ascending order, at most `budget` of them.
 
-Example:
+Examples:
     >>> make_memory("long_short", budget=6, short_window=2, short_stride=1, long_stride=3).select(12)
     [0, 1, 4, 7, 10, 11]
 """
@@ -13,9 +13,10 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lookup import find
 
 
 @runtime_checkable
@@ -156,15 +157,37 @@ STRATEGIES: dict[str, type] = {
     "exponential": Exponential,
     "current": CurrentOnly,
 }
+CHECKED_STEPS = 501
+"""As long as the longest episode of the protocols."""
 
 
-def make_memory(strategy: str, **params: int) -> Memory:
-    """Make a memory by its name in the config; errors name the strategy, the parameter and what there is."""
-    if strategy not in STRATEGIES:
-        raise VLNR1Error(f"unknown memory strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
-    cls = STRATEGIES[strategy]
+def make_memory(strategy: str, **params: Any) -> Memory:
+    """Make a memory by its name here or by the import path of a class (`package.module.Strategy`).
+
+    Raises:
+        ValueError: no such strategy, it has no such parameter, or one by import path breaks what `Memory` promises.
+    """
+    cls = find("memory strategy", strategy, STRATEGIES)
+    if not inspect.isclass(cls):
+        raise VLNR1Error(f"memory strategy {strategy!r} is no class")
     known = list(inspect.signature(cls).parameters)
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise VLNR1Error(f"memory strategy {strategy!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
-    return cls(**params)
+    memory = cls(**params)
+    if strategy not in STRATEGIES:
+        _check(strategy, memory)
+    return memory
+
+
+def _check(strategy: str, memory: Any) -> None:
+    """Hold a foreign strategy to its promises: a step too many, or of the future, would show the wrong frames."""
+    if not isinstance(memory, Memory):
+        raise VLNR1Error(f"memory strategy {strategy!r} is no Memory: it needs the int `budget` and `select(t)`")
+    for t in range(CHECKED_STEPS):
+        steps = list(memory.select(t))
+        if len(steps) > memory.budget or steps != sorted(set(steps)) or (steps and not 0 <= steps[0] <= steps[-1] < t):
+            raise VLNR1Error(
+                f"memory strategy {strategy!r} selects {steps} at t = {t}: wanted are at most {memory.budget} steps, "
+                f"ascending and distinct, each at least 0 and below t"
+            )

@@ -4,7 +4,7 @@ An ObservationTransformer sees a batch and nothing else: no reset, no mask, no e
 when environments pause. So the history is keyed by what travels in the observation, the `vlnr1_clock`: a rollout's
 unique id and its step. Pausing, resets and reordering of environments then cannot mix histories.
 
-In the policy's config::
+In the policy's config:
 
     obs_transforms:
       long_short_memory:

@@ -12,6 +12,7 @@ from typing import Any
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lookup import find
 
 IMAGE: dict[str, str] = {"type": "image"}
 Message = dict[str, Any]
@@ -67,7 +68,14 @@ TEMPLATES = {
 
 
 def get_template(name: str) -> PromptTemplate:
-    """Look a template up by its name in the config."""
-    if name not in TEMPLATES:
-        raise VLNR1Error(f"unknown prompt template {name!r}; choose one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    """A template by its name here, or by the import path of a function `messages` (`package.module.function`).
+
+    Raises:
+        ValueError: there is no such template, or the import path names no function.
+    """
+    found = find("prompt template", name, TEMPLATES)
+    if isinstance(found, PromptTemplate):
+        return found
+    if not callable(found):
+        raise VLNR1Error(f"prompt template {name!r} is no function (instruction, num_history, num_actions, space)")
+    return PromptTemplate(name, found)

@@ -1,6 +1,6 @@
 """VLN-Ego on disk, and the training records seen through it.
 
-A VLN-Ego folder holds episodes, not records::
+A VLN-Ego folder holds episodes, not records:
 
     meta.json               what was exported: protocol, split, expert, format
     episodes*.jsonl         one line per episode (several files when the export was split over processes)
@@ -14,7 +14,7 @@ its answer is `actions[i : i+n]` padded with STOP. So memory, n and prompt can c
 A walk that was not the expert's (DAgger) carries `labels`: what the expert would have done from a step on. They are
 the answers then, and steps without one are no records.
 
-Example:
+Examples:
     >>> ego = VLNEgo("data/vln_ego/embedded/train")                                       # doctest: +SKIP
     >>> record = ego.records(make_memory("long_short"), num_actions=6)[0]                 # doctest: +SKIP
     >>> record.instruction, record.frames, record.answer                                  # doctest: +SKIP

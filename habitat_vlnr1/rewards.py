@@ -6,7 +6,7 @@ The last four are for `vlnr1.rft.online`, whose columns are a walk's measures.
 
 An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
 
-Example:
+Examples:
     >>> time_decayed(["A. Move forward 25 cm, D. Stop"], actions=[[1, 2]], gamma=0.5)
     [1.0]
 """
@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 from habitat_vlnr1.actions import LETTERS, SEPARATOR, Action
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lookup import find
 
 _PART = re.compile(r"([A-D])\. \S.*")
 
@@ -140,16 +140,9 @@ def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
     Raises:
         ValueError: no such reward, or it has no such parameter.
     """
-    known_here = {**REWARDS, **WALK_REWARDS}
-    reward = known_here.get(name)
-    if reward is None:
-        module, _, function = name.rpartition(".")
-        try:
-            reward = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise VLNR1Error(
-                f"unknown reward {name!r} ({error}); choose one of {', '.join(known_here)}, or an import path"
-            ) from None
+    reward = find("reward", name, {**REWARDS, **WALK_REWARDS})
+    if not callable(reward):
+        raise VLNR1Error(f"reward {name!r} is no function")
     known = inspect.signature(reward).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:

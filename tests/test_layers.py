@@ -9,7 +9,8 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("errors", "actions", "memory", "prompt", "rewards", "files", "lock", "records", "observations", "weights"),
+    ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
+    ("files", "lock", "records", "observations", "weights"),
     ("results", "lvlm"),
     ("config", "obs_transform"),
     ("sim",),
@@ -20,7 +21,7 @@ FLOORS = (
     ("register",),
 )
 """Bottom up. A room imports from its own floor and from those below."""
-VOCABULARY = FLOORS[0]
+VOCABULARY = FLOORS[0] + FLOORS[1]
 APART = ({"sim", "lvlm"}, {"doctor", "evaluation"})
 """Rooms that never see each other."""
 

@@ -80,5 +80,38 @@ def test_bad_configuration_is_one_clear_line():
     assert set(STRATEGIES) == {"long_short", "anchored", "uniform", "exponential", "current"}
 
 
+class EverySecond:
+    """A strategy that is not ours."""
+
+    budget = 3
+
+    def select(self, t):
+        return list(range(0, t, 2))[-self.budget :]
+
+
+class Greedy(EverySecond):
+    def select(self, t):
+        return list(range(t + 1))[-self.budget :]
+
+
+def test_a_strategy_is_found_by_its_import_path():
+    assert make_memory("tests.test_memory.EverySecond").select(9) == [4, 6, 8]
+    assert make_memory("habitat_vlnr1.memory.Uniform", budget=2).select(5) == [0, 4]
+    with pytest.raises(ValueError, match="EverySecond' has no parameter 'budget'"):
+        make_memory("tests.test_memory.EverySecond", budget=2)
+    for name in ("tests.test_memory.Lazy", "no_such_package.Lazy"):
+        with pytest.raises(ValueError, match=rf"unknown memory strategy '{name}' \(.*\); choose one of long_short"):
+            make_memory(name)
+
+
+def test_a_strategy_by_import_path_must_keep_the_promises():
+    with pytest.raises(ValueError, match=r"Greedy' selects \[0\] at t = 0: wanted are at most 3 steps, ascending"):
+        make_memory("tests.test_memory.Greedy")
+    with pytest.raises(ValueError, match="is no Memory: it needs the int `budget`"):
+        make_memory("habitat_vlnr1.actions.ActionSpace")
+    with pytest.raises(ValueError, match="STRATEGIES' is no class"):
+        make_memory("habitat_vlnr1.memory.STRATEGIES")
+
+
 def test_docstring_example():
     assert doctest.testmod(memory).failed == 0

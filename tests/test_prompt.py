@@ -26,3 +26,19 @@ def test_vln_ego_names_the_angle_really_turned():
 def test_unknown_template_names_the_known():
     with pytest.raises(ValueError, match="unknown prompt template 'x'; choose one of vln_ego, compact"):
         get_template("x")
+
+
+def short(instruction, num_history, num_actions, space):
+    """A template that is not ours."""
+    content = [{"type": "text", "text": instruction}, *[{"type": "image"}] * (num_history + 1)]
+    return [{"role": "user", "content": content}]
+
+
+def test_a_template_is_found_by_its_import_path():
+    template = get_template("tests.test_prompt.short")
+    assert template.name == "tests.test_prompt.short"
+    assert len(template.messages("Go.", 2, 6, ActionSpace())[0]["content"]) == 4
+    with pytest.raises(ValueError, match=r"unknown prompt template '.*long' \(.*\); choose one of vln_ego"):
+        get_template("tests.test_prompt.long")
+    with pytest.raises(ValueError, match="IMAGE' is no function"):
+        get_template("habitat_vlnr1.prompt.IMAGE")

@@ -9,7 +9,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.config import action_space
+from habitat_vlnr1.config import action_space, import_modules, registered_policy
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
@@ -91,6 +91,17 @@ def test_extra_sensors_are_added_by_config():
     assert list(config.habitat.gym.obs_keys)[-2:] == ["vlnr1_expert", "vlnr1_description"]
     assert config.habitat.task.lab_sensors.vlnr1_expert.type == "VLNR1ExpertSensor"
     assert config.habitat.task.lab_sensors.vlnr1_description == config.vlnr1.extra_sensors.vlnr1_description
+
+
+def test_modules_of_the_user_are_imported_and_a_wrong_name_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "my_parts.py").write_text("seen = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_modules(get_config("vlnr1_sft.yaml", ["vlnr1.imports=[my_parts]"], CONFIGS))
+    assert sys.modules["my_parts"].seen
+    with pytest.raises(ValueError, match=r"vlnr1.imports: 'my_partz' cannot be imported \(No module named"):
+        import_modules(get_config("vlnr1_sft.yaml", ["vlnr1.imports=[my_partz]"], CONFIGS))
+    with pytest.raises(ValueError, match=r"policies.mine: no policy 'MyPolicy' is registered; .* vlnr1.imports"):
+        registered_policy("vlnr1.eval.policies.mine", "MyPolicy")
 
 
 @pytest.mark.parametrize("setup", ["r2r_rxr", "r2r", "cross_domain"])

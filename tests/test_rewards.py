@@ -83,3 +83,5 @@ def test_a_reward_is_found_by_name_or_import_path_and_its_parameters_are_bound()
     for name in ("praise", "habitat_vlnr1.rewards.praise", "no_such_package.reward"):
         with pytest.raises(ValueError, match=f"unknown reward '{name}'.*time_decayed"):
             make_reward(name)
+    with pytest.raises(ValueError, match="REWARDS' is no function"):
+        make_reward("habitat_vlnr1.rewards.REWARDS")

@@ -2,7 +2,7 @@
 
 The arithmetic is explained in docs/planning.md.
 
-Example:
+Examples:
     >>> model = empty_model(architecture("Qwen/Qwen2-VL-2B-Instruct", facts))    # doctest: +SKIP
     >>> Size.of(model).parameters                                                # doctest: +SKIP
     2208985600

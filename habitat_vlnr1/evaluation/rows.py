@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from gym import spaces
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_obs_space, get_active_obs_transforms
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import make_policy
+from habitat_vlnr1.config import make_policy, registered_policy
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
@@ -88,9 +87,7 @@ class RowMaker:
         name, weights = options["name"], options.get("checkpoint")
         deterministic = options.get("deterministic", True)
         own = weights is None and name == self.config.habitat_baselines.rl.policy[self.agent.agent_name].name
-        policy_class = baseline_registry.get_policy(name)
-        if policy_class is None and not own:
-            raise VLNR1Error(f"{key}: no policy {name!r} is registered")
+        policy_class = None if own else registered_policy(key, name)
         file = _pth(weights)
         if file is not None:
             return self._from_pth(key, policy_class, file, deterministic)

@@ -1,6 +1,6 @@
 """VLN-Ego as its authors released it: ShareGPT JSON, the multimodal form that LLaMA-Factory trains on.
 
-A JSON list has one object per step::
+A JSON list has one object per step:
 
     {"conversations": [{"from": "human", "value": "… <image> …"}, {"from": "gpt", "value": "D. Stop, …"}],
      "images": [history …, current]}

@@ -1,10 +1,10 @@
 """Submission files of the R2R-CE and RxR-CE leaderboards, made from an evaluation's `episodes.jsonl` and checked.
 
-R2R-CE (VLN-CE challenge), JSON::
+R2R-CE (VLN-CE challenge), JSON:
 
     {"<episode_id>": [{"position": [x, y, z], "heading": radians, "stop": false}, …], …}     the initial state first
 
-RxR-CE (RxR-Habitat challenge), JSON lines sorted by instruction::
+RxR-CE (RxR-Habitat challenge), JSON lines sorted by instruction:
 
     {"instruction_id": 1, "path": [[x, y, z], …]}                                            changed positions only
 

@@ -2,7 +2,7 @@
 
 `vlnr1.json` says under which words and angles the model was trained, so that it is not asked under others unnoticed.
 
-Use:
+Examples:
     >>> model, processor = load("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16", device="cuda")   # doctest: +SKIP
     >>> save("results/sft/final", model, processor, ModelCard(space=ActionSpace(), num_actions=6))  # doctest: +SKIP
     >>> check_card(read_card("results/sft/final"), ActionSpace(turn_angle=15))                   # doctest: +SKIP

@@ -5,7 +5,7 @@ it) where token-by-token generation takes 54 with Qwen's tokenizer and n = 6. Th
 under the same grammar. Features of frames are kept by the frames' keys, so a frame is encoded once in its life, not
 once for every prompt in which it is history.
 
-Use:
+Examples:
     >>> decoder = load_decoder("data/vlnr1/quickstart/checkpoints/checkpoint-2600")  # doctest: +SKIP
     >>> prompt = Prompt("go to the red sofa", [frame_0, frame_1], [(7, 0), (7, 1)])  # doctest: +SKIP
     >>> (answer,) = decoder.decode([prompt])  # doctest: +SKIP

@@ -7,7 +7,7 @@
 - Each distinct frame of a batch is encoded once: the batch then holds the pixels of the distinct frames and
   `image_index`, for each image of the prompts the number of its frame.
 
-Use:
+Examples:
     >>> speed_up_vision(model)                                                              # doctest: +SKIP
     >>> model(**encoder.batch(samples))         # with or without `image_index`            # doctest: +SKIP
 """

@@ -4,7 +4,7 @@ Tokens and pixels equal those of `processor.apply_chat_template` and the stock p
 prompt text is tokenised once, every frame is cut once, and M-RoPE positions are made here instead of row by row in
 the model.
 
-Use:
+Examples:
     >>> encoder = PromptEncoder(processor, get_template("compact"), num_actions=6, space=space)   # doctest: +SKIP
     >>> query = encoder.query("go to the red sofa", [frame_0, frame_1])                           # doctest: +SKIP
     >>> model.generate(**encoder.prompts([query]), max_new_tokens=64)                             # doctest: +SKIP

@@ -6,7 +6,7 @@ the whole prompt in common. A batch can hold the common beginning of each group 
 their keys and values then stand before the rows that share them. Hidden states, losses and gradients are those of
 whole rows, up to rounding.
 
-Use:
+Examples:
     >>> share_prefixes(model)                                                               # doctest: +SKIP
     >>> model(**encoder.training_batch(queries, answers, groups=[0, 0, 0, 1, 1, 1])).loss   # doctest: +SKIP
 """

@@ -5,7 +5,7 @@ tokenizer are its own. The tokenizer is a byte-level BPE learned from the given 
 every time (the words of an action, the system prompt) are single tokens, so that a sequence has about 50 tokens
 instead of 150 and trains three times as fast; anything else still tokenises, byte by byte in the worst case.
 
-Use:
+Examples:
     >>> model, processor = build_tiny(instructions, space=ActionSpace(turn_angle=30))          # doctest: +SKIP
     >>> checkpoint.save("models/tiny", model, processor, ModelCard(...))                       # doctest: +SKIP
     >>> model, processor = checkpoint.load("models/tiny")                                      # doctest: +SKIP
@@ -70,11 +70,9 @@ FIXED_TEXTS = ("system\nYou are a helpful assistant.", "user\n", "assistant\n")
 
 @dataclass(frozen=True)
 class TinySize:
-    """Widths and depths of a small Qwen2-VL.
+    """Widths and depths of a small Qwen2-VL: `vision_…` of its vision transformer, the others of its language model.
 
-    Args:
-        vision_layers, vision_width, vision_heads: the vision transformer.
-        layers, width, heads, kv_heads, mlp: the language model; `width / heads` is the head dimension.
+    `width / heads` is the language model's head dimension.
     """
 
     vision_layers: int

@@ -5,7 +5,7 @@ labels of a few thousand steps hardly teach it. So it first answers, for frames 
 question "Describe." with the description that the export wrote beside each frame, in the same chat layout (template,
 history frames) in which it is asked for actions later.
 
-Use:
+Examples:
     >>> losses = warm_up(model, encoder, records, steps=400, learning_rate=2e-3)          # doctest: +SKIP
 
 Nothing is written here: save the model when it returns, and an interrupted warm-up starts over.

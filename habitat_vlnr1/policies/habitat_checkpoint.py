@@ -3,7 +3,7 @@
 Its trainers pickle the whole config beside the weights, which `torch.load` refuses since PyTorch 2.6. The classes that
 such a config is made of are let in here, and nothing else.
 
-In a config, so that Habitat's own trainers can load what they have saved::
+In a config, so that Habitat's own trainers can load what they have saved:
 
     habitat_baselines:
       on_save_ckpt_callback:

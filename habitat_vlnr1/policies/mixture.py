@@ -1,6 +1,6 @@
 """A policy that delegates between two registered ones, step by step and environment by environment.
 
-`vlnr1.mixture` says who leads, who helps, and by which rule the helper takes a step over::
+`vlnr1.mixture` says who leads, who helps, and by which rule the helper takes a step over:
 
     vlnr1:
       mixture:

@@ -15,6 +15,7 @@ from habitat_baselines.common.env_factory import VectorEnvFactory
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.observations import INSTRUCTION
 from habitat_vlnr1.results import left_out_text
@@ -138,7 +139,8 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         The division depends on the episodes and `num_environments` alone. `enforce_scenes_greater_eq_environments`
         is of no use here: no episode is in two environments.
         """
-        make_scenes(config)  # our trainers have done so before; Habitat's own have not
+        import_modules(config)  # our trainers have done both before; Habitat's own have not
+        make_scenes(config)
         number = config.habitat_baselines.num_environments
         if number < 1:
             raise VLNR1Error(f"habitat_baselines.num_environments is {number}: at least 1 is needed")

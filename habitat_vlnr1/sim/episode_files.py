@@ -36,7 +36,7 @@ _EPISODE_KEYS = {field.name for field in attr.fields(VLNEpisode) if field.init}
 class RxRInstruction(InstructionData):
     """An instruction of RxR-CE.
 
-    Args:
+    Attributes:
         instruction_id: what the leaderboard's submission file names.
         language: en-US, en-IN, hi-IN or te-IN.
         role: guide or follower: whose path the episode holds (not in the file, but in its name).

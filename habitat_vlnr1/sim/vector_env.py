@@ -14,19 +14,21 @@ from habitat.config.default_structured_configs import HabitatSimDepthSensorConfi
 from habitat.gym import make_gym_from_config
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.errors import RunError, VLNR1Error
 from habitat_vlnr1.observations import DESCRIPTION
 from habitat_vlnr1.sim import MODULES, register_sim
 
 
 def make_env(config: DictConfig, dataset: Dataset | None = None) -> gym.Env:
-    """The gym environment of `config`, with everything of ours registered (a worker starts with nothing).
+    """The gym environment of `config`, with ours and `vlnr1.imports` registered (a worker starts with nothing).
 
     Interpolations are resolved first: Habitat copies sensor and measure configs out of the tree that they refer to.
     A description needs depth and semantic ids: they are rendered with the RGB camera's geometry, unless the config
     has such sensors itself.
     """
     register_sim()
+    import_modules(config)
     config = config.copy()
     with read_write(config):
         OmegaConf.resolve(config.habitat)

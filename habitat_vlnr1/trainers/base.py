@@ -15,6 +15,7 @@ from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.results import LeftOut, left_out_text
@@ -97,6 +98,7 @@ class VLNR1Trainer(PPOTrainer):
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
+        import_modules(self.config)
         if not self.config.vlnr1.dry_run:
             make_scenes(self.config)
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from gym import spaces
-from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import (
     apply_obs_transforms_batch,
     apply_obs_transforms_obs_space,
@@ -30,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_angles
+from habitat_vlnr1.config import check_angles, registered_policy
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
@@ -175,9 +174,7 @@ class Imitation:
         if not torch.cuda.is_available():
             torch.set_num_threads(self.il.cpu_threads or os.cpu_count() or 1)
         self.transforms = get_active_obs_transforms(config)
-        policy_class = baseline_registry.get_policy(self.il.policy)
-        if policy_class is None:
-            raise VLNR1Error(f"vlnr1.il.policy: no policy {self.il.policy!r} is registered")
+        policy_class = registered_policy("vlnr1.il.policy", self.il.policy)
         torch.manual_seed(config.habitat.seed)
         space = apply_obs_transforms_obs_space(data.space, self.transforms)
         self.policy = policy_class.from_config(config, space, spaces.Discrete(len(Action)))

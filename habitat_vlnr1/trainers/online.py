@@ -7,7 +7,7 @@ walk's, normalised over the group. Of each walk `turns` answers, drawn at random
 the policy gradient, and a batch of fixed size as TRL wants it.
 
 It costs a walk per `turns` rows (some ten steps of the simulator and two to four answers), where recorded actions cost
-nothing: see docs/reinforcement.md for figures.
+nothing: see docs/results.md for figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedded simulator against the real habitat-sim, in one generated house (docs/embedded-simulator.md has ten).
+"""The embedded simulator against the real habitat-sim, in one generated house (docs/results.md has ten).
 
 Each simulator runs in a process of its own, by way of benchmarks/simulator_agreement.py.
 """

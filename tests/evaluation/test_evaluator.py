@@ -11,6 +11,7 @@ from gym import spaces
 from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import OmegaConf
 
+import habitat_vlnr1.policies.mixture  # noqa: F401  # registers MixturePolicy
 from habitat_vlnr1.evaluation.evaluator import VLNR1Evaluator, choose_episodes
 from habitat_vlnr1.policies.mixture import MixturePolicy
 from habitat_vlnr1.policies.scripted import ForwardOnlyPolicy, OraclePolicy, RandomPolicy

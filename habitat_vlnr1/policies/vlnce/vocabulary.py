@@ -1,6 +1,6 @@
 """Words and their numbers, for models that have no tokenizer of their own.
 
-Example:
+Examples:
     >>> vocabulary = Vocabulary.of(["Go left.", "Go to the bed."])
     >>> vocabulary.encode("Go to bed")
     [3, 7, 4]
