@@ -333,17 +333,6 @@ def _array(file: Path) -> Iterator[Any]:
         raise RecordError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def _not_utf8(file: Path) -> str:
-    """Where a file's first byte stands that is not UTF-8."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number}: not UTF-8 (byte {error.start + 1}, {line[error.start]:#x})"
-    return "not UTF-8"
-
-
 def _values(file: Path, stream: TextIO) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     number = 0
