@@ -251,3 +251,68 @@ end = time.perf_counter()
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(len(rows), loaded - start, peak / 1000, (end - loaded) / 2000)
 """
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/etc", "a\0b", "a" * 101, "", "\ud83d", "ü", 7, None, "a b"])
+def test_names_lead_nowhere_else(name):
+    for names in ((name, "house"), ("1", name)):
+        with pytest.raises(RecordError, match="cannot be a folder name"):
+            Episode(*names, "Go.", (0,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"instruction": "half \ud83d"}, "must be text that UTF-8 can write"),
+        ({"descriptions": ["\ud83d", "b"]}, "must be text that UTF-8 can write"),
+        ({"instruction": None}, "must be text"),
+        ({"info": [1]}, "info an object"),
+        ({"actions": [1.0, 0]}, "actions must be 0, 1, 2 or 3"),
+        ({"actions": [True, 0]}, "actions must be 0, 1, 2 or 3"),
+        ({"actions": 5}, "not an episode"),
+        ({"labels": [1]}, "not an episode"),
+        ({"reward": 1}, "unknown key 'reward'; what is your own belongs into info"),
+    ],
+)
+def test_a_line_with_something_else_in_it_is_named(root, change, message):
+    line = {"episode_id": "3", "scene": "house", "instruction": "Go.", "actions": [1, 0], **change}
+    with (root / "episodes.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(RecordError, match=rf"episodes\.jsonl, line 3: .*{message}.*; delete the line and export"):
+        VLNEgo(root)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1, "protocol": [30]}'])
+def test_a_half_meta_is_named(root, content):
+    (root / "meta.json").write_bytes(content)
+    with pytest.raises(RecordError, match=r"meta\.json: .*delete the folder and export again"):
+        VLNEgo(root)
+    with pytest.raises(RecordError, match=r"meta\.json: |was exported with"):
+        EpisodeWriter(root, META)
+
+
+def test_info_that_cannot_be_written_is_refused_before_any_frame(root):
+    writer = EpisodeWriter(root, META)
+    with pytest.raises(RecordError, match="episode 3: info holds text that UTF-8 cannot write"):
+        writer.write(Episode("3", "house", "Go.", (0,), {"trajectory_id": "\ud83d"}), [jpeg(0)])
+    assert not (root / "frames/house/3").exists()
+
+
+def test_links_are_followed_to_files_only(root, tmp_path):
+    frame = root / "frames/house/1/0000.jpg"
+    kept = tmp_path / "blob"
+    frame.rename(kept)
+    frame.symlink_to(os.path.relpath(kept, frame.parent))  # as the Hugging Face hub's cache does
+    VLNEgo(root).check_frames()
+    writer = EpisodeWriter(tmp_path / "other", META)
+    writer.write(episode("3", [0]), [frame])
+    writer.close()
+    assert (tmp_path / "other/frames/house/3/0000.jpg").read_bytes() == kept.read_bytes()
+    (root / "frames_checked.json").unlink()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in ("/dev/zero", pipe):
+        frame.unlink()
+        frame.symlink_to(place)
+        with pytest.raises(RecordError, match=r"0000\.jpg: not a file"):
+            VLNEgo(root).check_frames()

@@ -57,8 +57,9 @@ def _font(place: Path | None, size: int) -> ImageFont.FreeTypeFont:
 @lru_cache
 def bundled() -> tuple[Face, ...]:
     """Pillow's font and those of `BUNDLED`."""
-    places = [Path(util.find_spec(name).origin).parent / file for name, file in BUNDLED.items()]  # type: ignore
-    return Face(None), *map(Face, places)
+    found = {name: util.find_spec(name) for name in BUNDLED}
+    places = [Path(spec.origin).parent / BUNDLED[name] for name, spec in found.items() if spec and spec.origin]
+    return Face(None), *(face for face in map(_opened, places) if face is not None)
 
 
 @lru_cache(maxsize=4096)

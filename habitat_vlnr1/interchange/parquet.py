@@ -201,8 +201,8 @@ class ParquetEpisodes:
         told = parse_json(schema.metadata[ABOUT], str(file), _REMEDY, RecordError)
         kinds = {"meta": dict, "summary": dict | None, "episodes": int}
         for key, kind in kinds.items():
-            if not isinstance(told.get(key), kind):
-                raise RecordError(f"{key} is {told.get(key)!r}")
+            if key not in told or not isinstance(told[key], kind):
+                raise RecordError(f"what it says about the data set has no {key}, or not as it should be")
         return told
 
     def episodes(self) -> Iterator[tuple[Episode, list[bytes], list[bytes]]]:

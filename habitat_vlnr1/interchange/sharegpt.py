@@ -204,8 +204,10 @@ def _read_record(row: Any) -> _Turns:
             "take the VLN-Ego folder itself, or its Parquet"
         )
     turns = row["conversations"]
-    if not all(isinstance(turn, dict) and is_text(turn.get("value")) for turn in turns):
+    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise RecordError("every turn of conversations must be an object with the text value")
+    if not all(is_text(turn["value"]) for turn in turns):
+        raise RecordError("its words are not UTF-8 (or half of a surrogate pair): save the file as UTF-8")
     if turns and turns[0].get("from") == "system":
         turns = turns[1:]
     if len(turns) != 2:
@@ -325,23 +327,11 @@ def shortened(text: str) -> str:
 def _array(file: Path) -> Iterator[Any]:
     """The values of a JSON array, one by one, so that the file may be larger than memory."""
     try:
-        with file.open(encoding="utf-8-sig") as stream:
+        # Bytes that are no UTF-8 become letters that are no text, and their record is then named.
+        with file.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
             yield from _values(file, stream)
-    except UnicodeDecodeError:
-        raise RecordError(f"{file}: {_not_utf8(file)}; save it as UTF-8") from None
     except OSError as error:
         raise RecordError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _not_utf8(file: Path) -> str:
-    """Where a file's first byte stands that is not UTF-8."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number}: not UTF-8 (byte {error.start + 1}, {line[error.start]:#x})"
-    return "not UTF-8"
 
 
 def _values(file: Path, stream: TextIO) -> Iterator[Any]:

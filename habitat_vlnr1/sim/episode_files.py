@@ -192,7 +192,7 @@ def _instruction(words: Any, kind: type[InstructionData]) -> InstructionData:
     values = {key: value for key, value in words.items() if key in known}
     broken = [key for key, value in values.items() if isinstance(value, str) and not is_text(value)]
     if broken:
-        raise VLNR1Error(f"{broken[0]} has half a surrogate pair in it, such as \\ud83d: no text that can be written")
+        raise VLNR1Error(f"{broken[0]} has half a surrogate pair in it (such as \\ud83d), which is no text")
     strange = [key for key in ("instruction_id", "language") if isinstance(values.get(key), list | dict)]
     if strange:
         raise VLNR1Error(f"instruction: {strange[0]} must be a text or a number")

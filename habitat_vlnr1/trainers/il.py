@@ -151,17 +151,24 @@ def order(count: int, batch_size: int, seed: int, steps: range) -> Iterator[list
         yield shuffled[batch * batch_size : (batch + 1) * batch_size].tolist()
 
 
-def inflection_weights(actions: torch.Tensor, lengths: torch.Tensor, weight: float) -> torch.Tensor:
+def inflection_weights(
+    actions: torch.Tensor, lengths: torch.Tensor, weight: float, taught: torch.Tensor
+) -> torch.Tensor:
     """[S], which sum to 1 over each episode: a step whose action is another than the one before counts `weight` times.
 
     The first step of an episode counts as one too, as in VLN-CE.
+
+    Args:
+        actions: [S] what is taught, or was done at steps that are not.
+        taught: bool [S]; a step that is not taught (of a DAgger round) counts nothing.
     """
     weights = torch.ones(len(actions))
     weights[1:][actions[1:] != actions[:-1]] = weight
     starts = lengths.cumsum(0) - lengths
     weights[starts] = weight
+    weights[~taught] = 0
     episode = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    return weights / torch.zeros(len(lengths)).index_add_(0, episode, weights)[episode]
+    return weights / torch.zeros(len(lengths)).index_add_(0, episode, weights).clamp(min=1)[episode]
 
 
 class Imitation:
@@ -225,7 +232,9 @@ class Imitation:
             group["lr"] = self.il.learning_rate * cosine_decay(self.step / self.steps)
         taught = batch["taught"].to(self.device)
         logits = self.logits(batch)
-        weights = inflection_weights(batch["actions"], batch["lengths"], self.il.inflection_weight).to(self.device)
+        known = batch["taught"] != IGNORED
+        told = torch.where(known, batch["taught"], batch["actions"])
+        weights = inflection_weights(told, batch["lengths"], self.il.inflection_weight, known).to(self.device)
         losses = F.cross_entropy(logits, taught, ignore_index=IGNORED, reduction="none")
         loss = (losses * weights).sum() / len(batch["lengths"])
         self.optimizer.zero_grad()

@@ -40,6 +40,7 @@ def test_offline_nothing_asks_the_network(folder):
     assert done.stdout.splitlines()[-1] == "Qwen2VLForConditionalGeneration 0"
 
 
+@pytest.mark.slow
 def test_a_local_folder_asks_nobody_either(folder):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     done = subprocess.run(

@@ -179,8 +179,11 @@ def test_attention_ignores_what_is_masked():
 
 
 def test_inflections_weigh_more_and_every_episode_the_same():
-    weights = inflection_weights(torch.tensor([1, 1, 2, 0, 1, 0]), torch.tensor([4, 2]), weight=3.0)
+    actions, lengths = torch.tensor([1, 1, 2, 0, 1, 0]), torch.tensor([4, 2])
+    weights = inflection_weights(actions, lengths, 3.0, torch.ones(6, dtype=torch.bool))
     torch.testing.assert_close(weights, torch.tensor([0.3, 0.1, 0.3, 0.3, 0.5, 0.5]))
+    some = inflection_weights(actions, lengths, 3.0, torch.tensor([True, True, False, False, False, True]))
+    torch.testing.assert_close(some, torch.tensor([0.75, 0.25, 0, 0, 0, 1]))  # a step without a label counts nothing
 
 
 def test_every_episode_once_an_epoch_and_the_same_after_a_stop():
