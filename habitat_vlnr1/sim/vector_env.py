@@ -104,7 +104,7 @@ class VLNVectorEnv(VectorEnv):
                 ) from None
             if isinstance(result, WorkerFailure):
                 line = f"environment {rank}: {result.line}"
-                raise RuntimeError(f"{line}\n{result.trace}") if result.trace else RunError(line)
+                raise RunError(f"{line}\n{result.trace}") if result.trace else RunError(line)
             return result
 
         return read

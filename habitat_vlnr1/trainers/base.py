@@ -19,6 +19,7 @@ from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.sim.env_factory import make_scenes
 
 ERROR_STATUS = 1
@@ -94,11 +95,16 @@ def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
 
 
 class VLNR1Trainer(PPOTrainer):
-    """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's."""
+    """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's.
+
+    Raises:
+        ValueError: a key of `vlnr1` is wrong; before any work.
+    """
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
         import_modules(self.config)
+        check_settings(self.config)
         if not self.config.vlnr1.dry_run:
             make_scenes(self.config)
 

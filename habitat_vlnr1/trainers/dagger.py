@@ -29,7 +29,7 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_angles, edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, export_folder, memory_of, sft_arguments, template_of
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
@@ -65,9 +65,10 @@ class DAggerTrainer(VLNR1Trainer):
         memory_of(self.config)
         sft_arguments(self.config)
         rules = schedule(self.config)
-        last_round = round_config(self.config, len(rules))
-        sources = [self.config.vlnr1.data.source, *last_round.vlnr1.data.sources]
-        check_angles(self.config, [(source, SPLIT) for source in sources])
+        data = self.config.vlnr1.data
+        check_sources(self.config, [(source, SPLIT) for source in data.sources])
+        walked = [data.source, *round_config(self.config, len(rules)).vlnr1.data.sources]
+        check_sources(self.config, [(source, SPLIT) for source in walked], missing=True)
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
         with only_trainer(Path(self.config.vlnr1.run_dir) / "dagger", state.is_main_process):

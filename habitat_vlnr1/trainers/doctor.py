@@ -10,7 +10,8 @@ from functools import partial
 from habitat_baselines.common.base_trainer import BaseTrainer
 from omegaconf import DictConfig
 
-from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, guarded
+from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, error, guarded
+from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.base import register_trainer
 
 
@@ -41,6 +42,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
 
     task = TaskData(config)
     checks = {
+        "config": partial(settings, config),
         "packages": partial(environment.packages, config),
         "imports": partial(environment.imports, config),
         "simulator": partial(environment.simulator, config),
@@ -56,6 +58,14 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     }
     for topic, check in checks.items():
         yield from guarded(topic, check)
+
+
+def settings(config: DictConfig) -> Iterator[Finding]:
+    """The keys of `vlnr1`; a finding where one is wrong."""
+    try:
+        check_settings(config)
+    except ValueError as wrong:
+        yield error("config", str(wrong), "set that key to what is said")
 
 
 def summary(config: DictConfig, counts: Counter[str]) -> str:

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_angles, registered_policy
+from habitat_vlnr1.config import check_sources, registered_policy
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
@@ -51,7 +51,7 @@ class ImitationTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         config = self.config
-        check_angles(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
+        check_sources(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
         if config.vlnr1.data.source in config.vlnr1.data.sources:
             export_if_missing(self, config, SPLIT)
         egos = [VLNEgo(Path(config.vlnr1.data.root) / source / SPLIT) for source in config.vlnr1.data.sources]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
-from habitat_vlnr1.config import check_angles, edited, memory_of, reward_functions, rft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, only_trainer, register_trainer
@@ -43,7 +43,7 @@ class RFTTrainer(VLNR1Trainer):
         rft_arguments(config)
         start = check_start(config, "rft")
         if config.vlnr1.rft.online is None:
-            check_angles(config, self._folders())
+            check_sources(config, self._folders())
         state = join_processes(config)
         left_out: list[LeftOut] = []
         with only_trainer(config.habitat_baselines.checkpoint_folder, state.is_main_process):

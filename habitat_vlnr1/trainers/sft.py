@@ -7,7 +7,7 @@ the newest whole checkpoint, finished evaluation episodes.
 
 from __future__ import annotations
 
-from habitat_vlnr1.config import check_angles, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, memory_of, sft_arguments, template_of
 from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
 from habitat_vlnr1.trainers.export import export_if_missing
 
@@ -33,7 +33,7 @@ class SFTTrainer(VLNR1Trainer):
         memory_of(self.config)
         sft_arguments(self.config)
         sources = list(self.config.vlnr1.data.sources)
-        check_angles(self.config, [(source, SPLIT) for source in sources])
+        check_sources(self.config, [(source, SPLIT) for source in sources])
         state = join_processes(self.config)
         with only_trainer(self.config.habitat_baselines.checkpoint_folder, state.is_main_process):
             if state.is_main_process and self.config.vlnr1.data.source in sources:
