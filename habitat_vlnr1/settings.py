@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.config import registered_policy
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import is_folder_name
 from habitat_vlnr1.memory import make_memory
@@ -337,11 +338,8 @@ def _ask(key: str, make: Callable[..., Any], **options: Any) -> None:
 
 def _check_policies(ours: dict[str, Any]) -> None:
     """Rows of the table, and who is taught, must be registered: hours of training come before the table."""
-    from habitat_baselines.common.baseline_registry import baseline_registry
-
     named = {f"eval.policies.{row}": _policy_name(value) for row, value in ours["eval"]["policies"].items()}
     if "il" in ours:
         named["il.policy"] = ours["il"]["policy"]
     for key, name in named.items():
-        if baseline_registry.get_policy(name) is None:
-            raise VLNR1Error(f"vlnr1.{key}: no policy {name!r} is registered")
+        registered_policy(f"vlnr1.{key}", name)
