@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class ActionSpace:
             raise ValueError(f"forward_step must be positive metres, got {self.forward_step}")
         if not 0 < self.turn_angle <= 180:
             raise ValueError(f"turn_angle must be in (0, 180] degrees, got {self.turn_angle}")
+
+    def close_to(self, other: ActionSpace) -> bool:
+        """Whether the words mean the same, up to rounding."""
+        same_step = math.isclose(self.forward_step, other.forward_step, abs_tol=1e-6)
+        return same_step and math.isclose(self.turn_angle, other.turn_angle, abs_tol=1e-6)
 
     def describe(self, action: Action | int) -> str:
         """phi of eq. 8: the words of an action, without its letter."""

@@ -8,7 +8,7 @@ these packages take seconds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import PromptTemplate, get_template
-from habitat_vlnr1.records import Records, VLNEgo
+from habitat_vlnr1.records import RecordError, Records, VLNEgo
 from habitat_vlnr1.rewards import make_reward
+from habitat_vlnr1.weights import origin
 
 if TYPE_CHECKING:
     import trl
@@ -96,11 +97,24 @@ def asked_with(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: DictConfig, stage: str) -> ModelCard:
-    """What stands beside every checkpoint of this run."""
+def model_card(
+    config: DictConfig, stage: str, start: str | None = None, folder: str | Path | None = None
+) -> ModelCard:
+    """What stands beside every checkpoint of this run.
+
+    Args:
+        start: the checkpoint that training begins from; None for a new model.
+        folder: where the card's checkpoint will lie, as seen from which the start is remembered; None: in the run's
+            checkpoint folder.
+    """
     from habitat_vlnr1.lvlm.checkpoint import ModelCard
 
-    info = {"stage": stage, "base": str(config.vlnr1.model.path), "data": list(config.vlnr1.data.sources)}
+    folder = folder or Path(config.habitat_baselines.checkpoint_folder) / "checkpoint"
+    info = {
+        "stage": stage,
+        "start": None if start is None else origin(start, folder),
+        "data": list(config.vlnr1.data.sources),
+    }
     return ModelCard(space=action_space(config), **asked_with(config), info=info)
 
 
@@ -108,6 +122,37 @@ def model_card(config: DictConfig, stage: str) -> ModelCard:
 def export_folder(config: DictConfig, split: str) -> Path:
     """Where the configured task's split is exported to."""
     return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
+
+
+def check_angles(config: DictConfig, folders: Iterable[tuple[str, str]]) -> None:
+    """Training data must have been recorded with the steps and angles whose words the model is taught.
+
+    Called before any work. A folder that is not there yet will be exported under the configured protocol, and one that
+    does not say how it was recorded passes.
+
+    Args:
+        folders: (source, split)s of `vlnr1.data.root`.
+
+    Raises:
+        RecordError: a source was recorded otherwise, or is broken.
+    """
+    configured = action_space(config)
+    for source, split in dict.fromkeys(folders):
+        root = Path(config.vlnr1.data.root) / source / split
+        if not (root / "meta.json").is_file():
+            continue
+        ego = VLNEgo(root)
+        if ego.space is None or ego.space.close_to(configured):
+            continue
+        raise RecordError(
+            f"{root}: source {source} was recorded with {_angles(ego.space)}, but vlnr1.protocol has "
+            f"{_angles(configured)}, whose words are untrue of its frames: take the protocol it was recorded under "
+            f"({ego.meta['protocol'].get('name')}), or export it again into another vlnr1.data.root"
+        )
+
+
+def _angles(space: ActionSpace) -> str:
+    return f"turn_angle {space.turn_angle:g} and forward_step {space.forward_step:g}"
 
 
 def records_of(config: DictConfig, egos: Sequence[VLNEgo]) -> Records:

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,23 +141,6 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))]
     return [] if old == new else [f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"]
-
-
-def folder_fingerprint(path: str | Path) -> dict[str, str] | None:
-    """What tells two checkpoints under the same name apart: size and a hash of both ends of each weights file.
-
-    `path` is a folder or a weights file itself. Returns None when there is no such folder or no weights in it (a model
-    named by hub id, say). Hashing only a
-    mebibyte at each end keeps this quick for large models; any training step changes both.
-    """
-    digests = {}
-    for file in [Path(path)] if Path(path).is_file() else sorted(Path(path).glob("*.safetensors")):
-        size, mebibyte = file.stat().st_size, 1 << 20
-        with file.open("rb") as stream:
-            head = stream.read(mebibyte)
-            stream.seek(max(0, size - mebibyte))
-            digests[file.name] = f"{size}:{sha256(head + stream.read()).hexdigest()[:16]}"
-    return digests or None
 
 
 # ------------------------------------------------------------------------------------------------ summary.json

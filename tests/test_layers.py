@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("actions", "memory", "prompt", "rewards", "files", "records", "observations"),
+    ("actions", "memory", "prompt", "rewards", "files", "records", "observations", "weights"),
     ("results", "lvlm"),
     ("config", "obs_transform"),
     ("sim",),

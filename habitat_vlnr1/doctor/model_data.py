@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,12 @@ from habitat_vlnr1.config import action_space, asked_with
 from habitat_vlnr1.doctor.findings import Finding, error, ok, one_line, shown, warning
 from habitat_vlnr1.doctor.task_data import RUN
 from habitat_vlnr1.records import RecordError, VLNEgo, check_jpeg
+from habitat_vlnr1.weights import chain, folder_problem, weight_files
 
 if TYPE_CHECKING:
     from habitat_vlnr1.doctor.task_data import TaskData
 
 GIB = 2**30
-SHARD_INDEX = "model.safetensors.index.json"
 
 
 def command(config: DictConfig, name: str) -> str:
@@ -133,51 +132,6 @@ def weights(config: DictConfig) -> Iterator[Finding]:
     yield level("weights", f"{path} is not in {constants.HF_HUB_CACHE}, {how}", f"hf download {path}")
 
 
-def folder_problem(folder: Path) -> str | None:
-    """What is missing or cut in a checkpoint folder, or None."""
-    if not (folder / "config.json").is_file():
-        return "no config.json"
-    files = weight_files(folder)
-    if not files:
-        return "no *.safetensors"
-    for file in files:
-        if not file.is_file():
-            return f"{file.name} is missing"
-        problem = safetensors_problem(file)
-        if problem:
-            return f"{file.name} {problem}"
-    return None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of weights that a folder has, or should have by its index."""
-    index = folder / SHARD_INDEX
-    if index.is_file():
-        try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError):
-            return [index]
-    return sorted(folder.glob("*.safetensors"))
-
-
-def safetensors_problem(file: Path) -> str | None:
-    """What is wrong with a safetensors file as far as its header tells, or None."""
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        start = content.read(8)
-        if start.startswith(b"version"):
-            return "is a Git LFS pointer: git lfs pull"
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length + 8 > size:
-            return "is cut, or not a safetensors file"
-        try:
-            header = json.loads(content.read(length))
-            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "has a broken header"
-    return f"has {size} of {8 + length + end} bytes" if size < 8 + length + end else None
-
-
 def folder_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in weight_files(folder))
 
@@ -202,10 +156,14 @@ def checkpoints(config: DictConfig) -> Iterator[Finding]:
     if not Path(path).is_dir():
         yield warning("checkpoints", f"{path}: a hub id, not looked at", f"hf download {path}")
         return
-    adapter = (Path(path) / checkpoint.ADAPTER_FILE).is_file()
-    problem = None if adapter else folder_problem(Path(path))
-    if problem:
-        yield error("checkpoints", f"{path}: {problem}", "delete the folder and go on from the one before")
+    try:
+        links = [link for link in chain(path) if Path(link).is_dir()]
+    except checkpoint.CheckpointError as broken:
+        yield error("checkpoints", str(broken), "train it again if the base is lost")
+        return
+    problems = [f"{link}: {problem}" for link in links if (problem := folder_problem(Path(link)))]
+    if problems:
+        yield error("checkpoints", problems[0], "delete the folder and go on from the one before")
         return
     try:
         card = checkpoint.read_card(path)

@@ -33,13 +33,13 @@ from habitat_vlnr1.results import (
     LeftOut,
     episode_key,
     episode_line,
-    folder_fingerprint,
     protocol_text,
     summarise,
     table,
     write_json,
 )
 from habitat_vlnr1.sim.gym_env import TRACE
+from habitat_vlnr1.weights import folder_fingerprint
 
 MEASURES = {
     "success": "SR",

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from habitat_vlnr1.config import make_policy
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
-from habitat_vlnr1.results import folder_fingerprint
+from habitat_vlnr1.weights import folder_fingerprint
 
 
 @dataclass

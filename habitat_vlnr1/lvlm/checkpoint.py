@@ -22,18 +22,14 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.files import write_atomically
+from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, CheckpointError, chain, read_json
 
-CARD_FILE = "vlnr1.json"
 CARD_FORMAT = 1
-ADAPTER_FILE = "adapter_config.json"
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, broken, or of another kind than needed; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def load(
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL and its processor, from safetensors only, without remote code.
 
     Args:
-        path: a folder or a Hugging Face id; a folder of a PEFT adapter loads its base model and merges it.
+        path: a folder or a Hugging Face id; of a PEFT adapter, everything that it stands on is loaded and merged too.
         dtype: `float32`, `bfloat16`, … or `auto` for what the checkpoint holds.
         device: where the model goes.
         adapter: a PEFT adapter's folder or id, merged into the weights.
@@ -105,9 +101,9 @@ def load(
     Raises:
         CheckpointError: nothing there, an unsupported model, weights that are not safetensors.
     """
-    source = _existing(path)
-    if adapter is None and (Path(source) / ADAPTER_FILE).is_file():
-        adapter, source = source, _existing(_base_of_adapter(Path(source)))
+    *adapters, source = map(_existing, chain(path, _hub_adapter))
+    if adapter is not None:
+        adapters.insert(0, _existing(adapter))
     kind = _quietly(AutoConfig.from_pretrained, source).model_type
     if kind not in SUPPORTED:
         raise CheckpointError(
@@ -118,12 +114,14 @@ def load(
         options["attn_implementation"] = attn_implementation
     model = _quietly(AutoModelForImageTextToText.from_pretrained, source, **options)
     # An adapter folder that we wrote has the processor too (with the pixel limit that was trained with).
-    own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
-    processor = _quietly(AutoProcessor.from_pretrained, os.fspath(adapter) if own else source)
-    if adapter is not None:
+    own = (folder for folder in adapters if (Path(folder) / "processor_config.json").is_file())
+    processor = _quietly(AutoProcessor.from_pretrained, next(own, source))
+    for folder in reversed(adapters):
         from peft import PeftModel
 
-        model = _quietly(PeftModel.from_pretrained, model, _existing(adapter)).merge_and_unload()
+        model = _quietly(PeftModel.from_pretrained, model, folder).merge_and_unload()
+        model.requires_grad_(True)  # PEFT has frozen it
+    model.name_or_path = os.fspath(path) if adapter is None else os.fspath(adapter)
     return model.to(device).eval(), processor
 
 
@@ -183,7 +181,9 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard | None:
     if not file.is_file():
         return None
     try:
-        return ModelCard.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return ModelCard.from_json(read_json(file))
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{file}: {what}; restore the file or save the checkpoint again") from None
@@ -237,11 +237,9 @@ def _existing(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def _base_of_adapter(folder: Path) -> str:
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise CheckpointError(f"{folder / ADAPTER_FILE}: no base_model_name_or_path; load the base and pass adapter=")
-    return base
+def _hub_adapter(name: str) -> str | None:
+    """The settings of the adapter that a hub id names; None for whole models."""
+    return _quietly(find_adapter_config_file, _existing(name))
 
 
 def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -34,7 +34,7 @@ from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import make_policy
 from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION
 from habitat_vlnr1.policies.scripted import ScriptedPolicy
-from habitat_vlnr1.results import folder_fingerprint
+from habitat_vlnr1.weights import folder_fingerprint
 
 GOAL = "pointgoal_with_gps_compass"
 HELPED = "vlnr1_helped"

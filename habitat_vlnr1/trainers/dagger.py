@@ -30,15 +30,15 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_angles, edited, export_folder, memory_of, sft_arguments, template_of
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import EpisodeWriter, VLNEgo, summarize
-from habitat_vlnr1.results import folder_fingerprint
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import is_exported
 from habitat_vlnr1.trainers.walks import Walk, Walkers
+from habitat_vlnr1.weights import folder_fingerprint
 
 SPLIT = "train"
 
@@ -63,8 +63,9 @@ class DAggerTrainer(VLNR1Trainer):
         memory_of(self.config)
         sft_arguments(self.config)
         rules = schedule(self.config)
-        if self.config.vlnr1.model.lora is not None and len(rules) > 1:
-            raise ValueError("vlnr1.model.lora: an adapter knows no adapter before it; take vlnr1.dagger.rounds=1")
+        last_round = round_config(self.config, len(rules))
+        sources = [self.config.vlnr1.data.source, *last_round.vlnr1.data.sources]
+        check_angles(self.config, [(source, SPLIT) for source in sources])
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
         for number, rule in enumerate(rules, start=1):

@@ -12,10 +12,11 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
 
-from habitat_vlnr1.config import action_space, asked_with, records_of
+from habitat_vlnr1.config import action_space, asked_with, model_card, records_of
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
+from habitat_vlnr1.weights import folder_fingerprint, is_adapter
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -81,7 +82,12 @@ def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple
     The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
     parameters as released, the model in memory names them otherwise, and unmatched names are only warned about. An
     adapter's weights it does resume, on top of the starting model.
+
+    Raises:
+        CheckpointError: `last` is not of a run like this one.
     """
+    if last is not None:
+        check_same_run(config, start, last)
     source = last if last is not None and config.vlnr1.model.lora is None else start
     model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
     share_prefixes(model)
@@ -89,6 +95,37 @@ def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple
     if config.vlnr1.model.freeze_vision:
         model.model.visual.requires_grad_(False)
     return model.train(), processor
+
+
+def check_same_run(config: DictConfig, start: str, last: str) -> None:
+    """CheckpointError where the run's last checkpoint began from other weights, or one of both is an adapter."""
+    another = "or choose another vlnr1.run_dir"
+    if is_adapter(last) != (config.vlnr1.model.lora is not None):
+        kind, key = ("an adapter", "null") if is_adapter(last) else ("a whole model", "set")
+        raise checkpoint.CheckpointError(f"{last} is {kind}, vlnr1.model.lora is {key}: take what it was, {another}")
+    card = checkpoint.read_card(last)
+    began = (card.info.get("start") if card else None) or {}
+    now = folder_fingerprint(start)
+    if None not in (now, began.get("weights")) and now != began["weights"]:
+        raise checkpoint.CheckpointError(
+            f"{last} was trained from {began['path']}, whose weights were not those of {start}: start from those, "
+            f"{another}"
+        )
+
+
+def whole_model(config: DictConfig, start: str) -> str:
+    """The start as a folder that anything loads: itself, or, of an adapter, `reference` beside the checkpoints with
+    everything merged, made on first use.
+    """
+    if not is_adapter(start):
+        return start
+    folder = Path(config.habitat_baselines.checkpoint_folder).parent / "reference"
+    with PartialState().main_process_first():
+        card = checkpoint.read_card(folder)
+        if card is None or card.info["start"]["weights"] != folder_fingerprint(start):
+            model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
+            checkpoint.save(folder, model, processor, model_card(config, "reference", start, folder))
+    return str(folder)
 
 
 class CardCallback(TrainerCallback):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
-from habitat_vlnr1.config import edited, memory_of, reward_functions, rft_arguments, template_of
+from habitat_vlnr1.config import check_angles, edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
@@ -42,6 +42,8 @@ class RFTTrainer(VLNR1Trainer):
         reward_functions(config)
         rft_arguments(config)
         start = check_start(config, "rft")
+        if config.vlnr1.rft.online is None:
+            check_angles(config, self._folders())
         state = join_processes(config)
         if config.vlnr1.rft.online is None:
             fit(config, start, self._recorded(state))
@@ -61,8 +63,7 @@ class RFTTrainer(VLNR1Trainer):
         from habitat_vlnr1.trainers.rft_fit import Recorded, draw_records
 
         config, rft = self.config, self.config.vlnr1.rft
-        own = config.vlnr1.data.source
-        folders = [*((source, "train") for source in config.vlnr1.data.rft_records), (own, rft.held_out.split)]
+        own, folders = config.vlnr1.data.source, self._folders()
         for source, split in folders:
             if state.is_main_process and source == own and not is_exported(config, split):
                 export_split(self, config, split)
@@ -71,6 +72,11 @@ class RFTTrainer(VLNR1Trainer):
         wanted = [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)]
         *train, held_out = draw_records(records, wanted, rft.keep_straight, config.habitat.seed)
         return Recorded(records, [number for part in train for number in part], held_out)
+
+    def _folders(self) -> list[tuple[str, str]]:
+        """(source, split)s: what is trained on, and last what the reward is measured on."""
+        data, held_out = self.config.vlnr1.data, self.config.vlnr1.rft.held_out
+        return [*((source, "train") for source in data.rft_records), (data.source, held_out.split)]
 
     def _online(self) -> Online:
         """Episodes of the training split in environments of this process."""

@@ -27,6 +27,7 @@ from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     is_finished,
     load_for_training,
+    whole_model,
 )
 from habitat_vlnr1.trainers.grpo import GroupTrainer, RecordTrainer
 from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distances
@@ -127,7 +128,9 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         task: what is trained on.
     """
     model, processor = load_for_training(config, start, last)
-    model.config._name_or_path = start  # TRL loads the reference from here
+    if config.vlnr1.model.lora is None and config.vlnr1.rft.beta > 0:
+        # TRL loads the reference from here, and knows no adapters.
+        model.config._name_or_path = whole_model(config, start)
     encoder = prompt_encoder(config, processor)
     # TRL pads prompts on the left, and takes their image places from the processor: it must pad on the same side.
     processor.tokenizer.padding_side = "left"
@@ -137,7 +140,7 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
         "args": rft_arguments(config),
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(model_card(config, "rft"))],
+        "callbacks": [CardCallback(model_card(config, "rft", start))],
     }
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
     if isinstance(task, Online):

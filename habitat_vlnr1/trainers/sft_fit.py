@@ -24,9 +24,10 @@ from habitat_vlnr1.trainers.fitting import (
 
 
 def starting_model(config: DictConfig, records: Records) -> str:
-    """Folder or hub id that training starts from: `vlnr1.model.path`, or a tiny model, made and warmed up once."""
+    """Folder or hub id that training starts from: `vlnr1.model.path` (of a run's folder the newest checkpoint), or a
+    tiny model, made and warmed up once."""
     if config.vlnr1.model.path is not None:
-        return config.vlnr1.model.path
+        return checkpoint.resolve(config.vlnr1.model.path)
     folder = Path(config.vlnr1.run_dir) / "base"
     if not folder.is_dir():
         make_tiny(config, records, folder)
@@ -68,7 +69,7 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         ),
         processing_class=processor,
         peft_config=lora(config),
-        callbacks=[CardCallback(model_card(config, stage))],
+        callbacks=[CardCallback(model_card(config, stage, start))],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
     trainer.train(resume_from_checkpoint=last)
