@@ -275,6 +275,7 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
             report_to=["tensorboard"],
             remove_unused_columns=False,
             save_strategy="steps",
+            logging_nan_inf_filter=False,  # it would log a loss of 0 for NaN
             **fixed,
             **options,
         )

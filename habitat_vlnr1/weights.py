@@ -8,17 +8,25 @@ where LoRA is used in both stages, so a checkpoint is a chain that ends in a who
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARD_FILE = "vlnr1.json"
 SHARD_INDEX = "model.safetensors.index.json"
+SLICE = 1 << 24  # numbers that are looked at together
+SHOWN_BYTES = 1 << 30
 _MEBIBYTE = 1 << 20
 
 
@@ -188,6 +196,47 @@ def safetensors_problem(file: Path) -> str | None:
         except (ValueError, KeyError, TypeError, AttributeError):
             return "has a broken header"
     return f"has {size} of {8 + length + end} bytes" if size < 8 + length + end else None
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with a NaN or an infinite value, or None. Of ZeRO-3's, this process has a part."""
+    for name, tensor in tensors:
+        part = getattr(tensor, "ds_tensor", tensor).detach()
+        if part.is_floating_point() and not (part.float() if part.itemsize == 1 else part).isfinite().all():
+            return name
+    return None
+
+
+def not_finite_on_disk(path: str | os.PathLike[str]) -> str | None:
+    """`'<file>: tensor <name> has NaN or infinite values'` of the first such tensor of a checkpoint and of what it
+    stands on, or None. A slice of one tensor is in memory at a time; large checkpoints show how far it is.
+    """
+    folders = [Path(link) for link in chain(path) if Path(link).is_dir()]
+    files = [file for folder in folders for file in weight_files(folder) if file.is_file()]
+    sizes = {file: file.stat().st_size for file in files}
+    total = sum(sizes.values())
+    with tqdm(total=total, desc=f"NaN in {path}?", unit="B", unit_scale=True, disable=total < SHOWN_BYTES) as bar:
+        for file in files:
+            name = not_finite(_slices(file))
+            if name is not None:
+                return f"{file}: tensor {name} has NaN or infinite values"
+            bar.update(sizes[file])
+    return None
+
+
+def _slices(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, large ones in parts."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as content:
+        for name in content.offset_keys():  # in the order of the file
+            whole = content.get_slice(name)
+            shape = whole.get_shape()
+            rows = max(1, SLICE // max(math.prod(shape[1:]), 1))
+            if not shape:
+                yield name, content.get_tensor(name)
+            else:
+                yield from ((name, whole[start : start + rows]) for start in range(0, shape[0], rows))
 
 
 def cut_archive(files: Iterable[Path]) -> Path | None:

@@ -13,7 +13,7 @@ from habitat_vlnr1.config import action_space, asked_with
 from habitat_vlnr1.doctor.findings import Finding, error, ok, one_line, shown, warning
 from habitat_vlnr1.doctor.task_data import RUN
 from habitat_vlnr1.records import RecordError, VLNEgo, check_jpeg
-from habitat_vlnr1.weights import chain, folder_problem, weight_files
+from habitat_vlnr1.weights import CheckpointError, chain, folder_problem, not_finite_on_disk, weight_files
 
 if TYPE_CHECKING:
     from habitat_vlnr1.doctor.task_data import TaskData
@@ -108,9 +108,9 @@ def weights(config: DictConfig) -> Iterator[Finding]:
         yield ok("weights", f"none needed: a new {config.vlnr1.model.build.size} model is made")
         return
     if Path(path).is_dir():
-        problem = folder_problem(Path(path))
+        problem = broken_link(path)
         if problem:
-            yield error("weights", f"{path}: {problem}", "fetch it again: hf download <hub id> --local-dir <folder>")
+            yield error("weights", problem, "fetch it again: hf download <hub id> --local-dir <folder>")
         else:
             yield ok("weights", f"{path}: {folder_size(Path(path)) / GIB:.1f} GiB of safetensors, whole")
         return
@@ -121,7 +121,7 @@ def weights(config: DictConfig) -> Iterator[Finding]:
         return
     found = try_to_load_from_cache(path, "config.json")
     if isinstance(found, str):
-        problem = folder_problem(Path(found).parent)
+        problem = broken_link(str(Path(found).parent))
         if problem:
             yield error("weights", f"{path}: in the cache, but {problem}", f"hf download {path}")
         else:
@@ -130,6 +130,16 @@ def weights(config: DictConfig) -> Iterator[Finding]:
     level = error if constants.HF_HUB_OFFLINE else warning
     how = "and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "so the first run downloads it"
     yield level("weights", f"{path} is not in {constants.HF_HUB_CACHE}, {how}", f"hf download {path}")
+
+
+def broken_link(path: str) -> str | None:
+    """What is missing, cut or not a number in a checkpoint folder and in what it stands on, or None."""
+    try:
+        links = [link for link in chain(path) if Path(link).is_dir()]
+    except CheckpointError as broken:
+        return str(broken)
+    problems = [f"{link}: {problem}" for link in links if (problem := folder_problem(Path(link)))]
+    return problems[0] if problems else not_finite_on_disk(path)
 
 
 def folder_size(folder: Path) -> int:
@@ -156,14 +166,9 @@ def checkpoints(config: DictConfig) -> Iterator[Finding]:
     if not Path(path).is_dir():
         yield warning("checkpoints", f"{path}: a hub id, not looked at", f"hf download {path}")
         return
-    try:
-        links = [link for link in chain(path) if Path(link).is_dir()]
-    except checkpoint.CheckpointError as broken:
-        yield error("checkpoints", str(broken), "train it again if the base is lost")
-        return
-    problems = [f"{link}: {problem}" for link in links if (problem := folder_problem(Path(link)))]
-    if problems:
-        yield error("checkpoints", problems[0], "delete the folder and go on from the one before")
+    problem = broken_link(path)
+    if problem:
+        yield error("checkpoints", problem, "delete the folder and go on from the one before")
         return
     try:
         card = checkpoint.read_card(path)

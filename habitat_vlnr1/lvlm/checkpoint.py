@@ -26,7 +26,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.files import write_atomically
-from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, CheckpointError, chain, read_json
+from habitat_vlnr1.weights import (
+    ADAPTER_FILE,
+    CARD_FILE,
+    CheckpointError,
+    chain,
+    not_finite,
+    not_finite_on_disk,
+    read_json,
+)
 
 CARD_FORMAT = 1
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -158,6 +166,18 @@ def newest_checkpoint(folder: str | Path) -> str | None:
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CARD_FILE).is_file()
     }
     return str(steps[max(steps)]) if steps else None
+
+
+def why_not_finite(model: PreTrainedModel) -> str:
+    """Why a model answers NaN or infinity, naming its checkpoint and the first bad tensor."""
+    path = model.name_or_path
+    told = not_finite_on_disk(path)
+    if told is not None:
+        return f"{told}: fetch or train this checkpoint again"
+    name = not_finite(model.named_parameters())
+    if name is not None:
+        return f"the model loaded from {path} has NaN or infinite values now, first in {name}"
+    return f"{path}: its weights are finite, what it computes in {model.dtype} is not: take vlnr1.model.dtype=float32"
 
 
 def is_checkpoint(path: str) -> bool:

@@ -15,6 +15,7 @@ Use:
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from habitat_vlnr1.actions import Action, read_letters
+from habitat_vlnr1.lvlm.checkpoint import CheckpointError, why_not_finite
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
@@ -201,6 +203,8 @@ class ActionDecoder:
     ) -> tuple[list[int], list[float]]:
         """For each row one of four tokens, by its number, and its log-probability among the four."""
         four = logits.gather(1, torch.tensor(choices, device=logits.device)).float().cpu()
+        if not four.isfinite().all():  # else NaN would be the likeliest of all, and a STOP
+            raise CheckpointError(why_not_finite(self.model))
         log_probs = torch.log_softmax(four / (self.temperature or 1.0), dim=-1)
         chosen = (four if noise is None else log_probs + noise).argmax(-1, keepdim=True)
         return chosen[:, 0].tolist(), log_probs.gather(1, chosen)[:, 0].tolist()
@@ -226,14 +230,18 @@ class ActionDecoder:
         batch = encoder.prompts(queries, self.model.device, single_slot=True)
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(int(torch.randint(2**62, (), generator=self._chance)))
+            finite = _Finite()
             out = self.model.generate(
                 **batch,
                 max_new_tokens=2 * longest,
                 num_return_sequences=samples,
                 eos_token_id=encoder.end_id,
                 pad_token_id=encoder.pad_id,
+                logits_processor=LogitsProcessorList([finite]),
                 **(sampling if self.temperature else {"do_sample": False}),
             )
+        if finite.broken:
+            raise CheckpointError(why_not_finite(self.model))
         return [self._read(row) for row in out[:, batch["input_ids"].shape[1] :].tolist()]
 
     def _read(self, ids: list[int]) -> Answer:
@@ -247,6 +255,22 @@ class ActionDecoder:
             padding = [Action.STOP] * (self.num_actions - len(letters))
             actions = (*letters, *padding) if letters else (Action.STOP,)
         return Answer(actions, text, (), tuple(ids), (True,) * len(ids), valid)
+
+
+class _Finite(LogitsProcessor):
+    """Notes NaN and infinity among the scores of `generate`, which goes on: looking at them waits for the device."""
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    @property
+    def broken(self) -> bool:
+        return self._broken is not None and bool(self._broken)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        now = (scores.isnan() | scores.isposinf()).any()  # minus infinity is how `generate` rules a token out
+        self._broken = now if self._broken is None else self._broken | now
+        return scores.nan_to_num(nan=0.0, neginf=-math.inf)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from habitat_vlnr1.lvlm.inputs import Described, PromptEncoder, SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Record, Records
+from habitat_vlnr1.weights import CheckpointError
 
 QUESTION = "Describe."
 
@@ -61,6 +62,7 @@ def warm_up(
 
     Raises:
         ValueError: no record has a description.
+        CheckpointError: loss or gradient are no longer finite.
     """
     rows = records.rows(steps_per_row, lambda episode, step: bool(episode.descriptions))
     if not rows:
@@ -86,11 +88,16 @@ def warm_up(
     for batch in bar:
         loss = answer_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1] + norm.item()):
+            raise CheckpointError(
+                f"vision warm-up, step {len(losses)}: loss {losses[-1]:g}, gradient norm {norm.item():g}: it has "
+                "diverged and stops, nothing is saved. A lower vlnr1.model.build.warmup.learning_rate may help"
+            )
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
         bar.set_postfix(loss=f"{sum(losses[-25:]) / len(losses[-25:]):.3f}", refresh=False)
     model.eval()
     return losses

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.weights import CheckpointError, not_finite
+
 _CONFIG_PACKAGES = ("omegaconf", "habitat", "habitat_baselines", "habitat_vlnr1")
 
 
@@ -46,6 +48,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one that holds other objects than weights and a config.
+        CheckpointError: weights that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,6 +64,9 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
         reason = found[1] if found else (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a Habitat-Baselines checkpoint that can be read safely: {reason}") from None
+    name = not_finite((name, tensor) for name, tensor in checkpoint["state_dict"].items() if torch.is_tensor(tensor))
+    if name is not None:  # such a policy would stop at once, wherever it stands
+        raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values: take or train another checkpoint")
     if isinstance(checkpoint.get("config"), DictConfig):
         checkpoint["config"] = OmegaConf.to_container(checkpoint["config"], enum_to_str=True)
     return checkpoint

@@ -16,7 +16,7 @@ from habitat_vlnr1.config import action_space, asked_with, model_card, records_o
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
-from habitat_vlnr1.weights import folder_fingerprint, is_adapter
+from habitat_vlnr1.weights import folder_fingerprint, is_adapter, not_finite
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -128,11 +128,53 @@ def whole_model(config: DictConfig, start: str) -> str:
     return str(folder)
 
 
+class StopsWhenDiverged:
+    """Goes before a Trainer: the first loss or gradient norm that is NaN or infinite ends training with an error.
+
+    Both are known before the optimizer's step, except with DeepSpeed, which steps in its backward pass; nothing is
+    saved after that either. In fp16 a gradient may overflow, and the loss scaler leaves that step out: the loss alone
+    counts.
+    """
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = torch.as_tensor(0.0 if self.args.fp16 or grad_norm is None else grad_norm)
+        if not torch.isfinite(norm.to(self._tr_loss.device) + self._tr_loss):  # waits for the device, as Trainer did
+            step = self.state.global_step + 1
+            loss = self._tr_loss.item() / (step - self._globalstep_last_logged)
+            numbers = f"step {step}: loss {loss:g}, gradient norm {norm.item():g}"
+            raise diverged(self.args.output_dir, numbers, self.model)
+        return grad_norm
+
+
+def diverged(folder: str, what: str, model: Any) -> checkpoint.CheckpointError:
+    """The error that ends a run whose numbers are no longer finite."""
+    bad = not_finite(model.named_parameters())
+    why = f" ({checkpoint.why_not_finite(model)})" if bad else ""
+    return checkpoint.CheckpointError(
+        f"{what}: training has diverged and stops{why}; {last_good(folder)}. A lower learning_rate or max_grad_norm, "
+        "or a longer warmup may help"
+    )
+
+
+def last_good(folder: str) -> str:
+    """Which checkpoint a run that ends with an error has left."""
+    last = checkpoint.newest_checkpoint(folder)
+    return f"the last good checkpoint is {last}" if last else "no checkpoint has been saved"
+
+
 class CardCallback(TrainerCallback):
-    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint."""
+    """Puts our card into each checkpoint, last, so that a folder with a card is a whole checkpoint.
+
+    Weights that are not finite are not saved: they would take the place of an older, good checkpoint.
+    """
 
     def __init__(self, card: checkpoint.ModelCard):
         self.card = card
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if control.should_save and not_finite(model.named_parameters()):
+            raise diverged(args.output_dir, f"step {state.global_step}: weights are not finite", model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -26,14 +26,17 @@ import trl
 from torch import Tensor
 from trl.models.utils import unwrap_model_for_generation
 
+from habitat_vlnr1.lvlm.checkpoint import why_not_finite
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records
 from habitat_vlnr1.rewards import matches
+from habitat_vlnr1.trainers.fitting import StopsWhenDiverged, last_good
+from habitat_vlnr1.weights import CheckpointError
 
 
-class RecordTrainer(trl.GRPOTrainer):
+class RecordTrainer(StopsWhenDiverged, trl.GRPOTrainer):
     """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
@@ -47,7 +50,14 @@ class RecordTrainer(trl.GRPOTrainer):
 
     def _generate(self, prompts: list[Any]) -> Any:
         with self._timed("rollout"):
-            return super()._generate(prompts)
+            try:
+                return super()._generate(prompts)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; {last_good(self.args.output_dir)}") from None
+            except RuntimeError as error:  # what `torch.multinomial` says of NaN, in TRL's own generation
+                if "probability tensor" not in str(error):
+                    raise
+                raise CheckpointError(f"{why_not_finite(self.model)}; {last_good(self.args.output_dir)}") from None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         with self._timed("policy_forward"):

@@ -36,6 +36,7 @@ from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, writ
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
+from habitat_vlnr1.weights import CheckpointError
 
 SPLIT = "train"
 IGNORED = -100
@@ -231,7 +232,13 @@ class Imitation:
         loss = (losses * weights).sum() / len(batch["lengths"])
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.il.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.il.max_grad_norm)
+        if not torch.isfinite(loss + norm):
+            last = newest_pth(self.folder)
+            raise CheckpointError(
+                f"batch {self.step + 1}: loss {loss.item():g}, gradient norm {norm.item():g}: training has diverged "
+                f"and stops; the last good checkpoint is {last}. A lower vlnr1.il.learning_rate may help"
+            )
         self.optimizer.step()
         right = (logits.argmax(1) == taught)[taught != IGNORED]
         return {"loss": loss.item(), "accuracy": right.float().mean().item()}

@@ -17,6 +17,7 @@ from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.records import Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
+    StopsWhenDiverged,
     is_finished,
     load_for_training,
     use_cores,
@@ -93,7 +94,7 @@ def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float
     return Dataset.from_dict({"index": rows, "length": lengths})
 
 
-class AnswerTrainer(trl.SFTTrainer):
+class AnswerTrainer(StopsWhenDiverged, trl.SFTTrainer):
     """TRL's SFTTrainer; on a CPU its loss is computed from the answer's positions alone.
 
     Without Triton, TRL's fused head works on every position. The loss is the same; a step of the tiny model takes
