@@ -7,6 +7,7 @@ these packages take seconds.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -38,6 +39,11 @@ SFT_KEYS = ("evaluate", "keep_straight", "steps_per_row")
 RFT_KEYS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate")
 """Keys of `vlnr1.rft` that are not TRL's."""
 ROLLOUTS = ("grammar", "trl")
+TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What TRL calls every reward with."""
+RECORD_COLUMNS = ("actions",)
+"""… and what it adds: recorded actions, or of a walk its episode and measures."""
+WALK_COLUMNS = ("scene_id", "episode_id", "start_distance", "success", "spl", "ndtw", "distance_to_goal")
 
 
 def edited(config: DictConfig, **changes: object) -> DictConfig:
@@ -222,7 +228,28 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
     if not config.vlnr1.rft.rewards:
         raise ValueError("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
     rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
-    return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
+    functions = [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
+    columns = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
+    for row, function in zip(rows, functions, strict=True):
+        _check_call(f"vlnr1.rft.rewards: {row['name']}", function, columns)
+    return functions
+
+
+def _check_call(place: str, function: Callable[..., Any], columns: Sequence[str]) -> None:
+    """ValueError where a reward cannot be called as TRL does: all by keyword, with the data set's columns."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some callables written in C do not say
+        return
+    given = {*TRL_KEYWORDS, *columns}
+    known = {parameter.name for parameter in parameters if parameter.kind != parameter.POSITIONAL_ONLY}
+    missing = [p.name for p in parameters if p.default is p.empty and p.kind in (0, 1, 3) and p.name not in given]
+    missing = [name for name in missing if name not in getattr(function, "keywords", {})]
+    if missing:
+        raise ValueError(f"{place} asks for {missing[0]!r}; there are {', '.join(sorted(given))}")
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters) and given - known:
+        rest = ", ".join(sorted(given - known))
+        raise ValueError(f"{place} does not take all that TRL gives ({rest}): add **kwargs")
 
 
 def sft_arguments(config: DictConfig) -> trl.SFTConfig:

@@ -15,12 +15,13 @@ and the same gradient, up to rounding.
 from __future__ import annotations
 
 import itertools
+import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import trl
 from torch import Tensor
@@ -98,9 +99,10 @@ class GroupTrainer(RecordTrainer):
             self.accelerator.unwrap_model(self.model), encoder, temperature=self.temperature, batch_size=64
         )
         self._rows: list[int] = []  # record numbers of the rows that TRL is working on
+        self._inputs: list[dict[str, Any]] = []  # these rows
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = [row["record"] for row in inputs]
+        self._rows, self._inputs = [row["record"] for row in inputs], inputs
         output = super()._generate_and_score_completions(inputs)
         output["record"] = torch.tensor(self._rows)  # TRL shuffles and splits whatever has a row per answer
         return output
@@ -120,7 +122,7 @@ class GroupTrainer(RecordTrainer):
                 own = seeds[len(answers) : len(answers) + size * len(prompts)]
                 answers += self.decoder.decode(prompts, size, own)
             if not self.model.training:
-                self._log_greedy([record for record, _ in groups])
+                self._log_greedy()
         ids = {record: self._query(record).ids.tolist() for record, _ in groups}
         return self._output([ids[record] for record in self._rows], answers)
 
@@ -133,15 +135,33 @@ class GroupTrainer(RecordTrainer):
         ):
             yield
 
-    def _log_greedy(self, numbers: list[int]) -> None:
+    def _log_greedy(self) -> None:
         """Log what the likeliest answers earn: sampled ones earn more as soon as a model merely grows more certain."""
-        answers = self.decoder.decode([self._prompt(number) for number in numbers], greedy=True)
-        texts = [answer.text for answer in answers]
-        recorded = [list(map(int, self.records[number].answer)) for number in numbers]
-        means = [float(np.mean(reward(texts, actions=recorded))) for reward in self.reward_funcs]
-        for name, mean in zip(self.reward_func_names, means, strict=True):
-            self._log_metric(f"greedy_rewards/{name}", mean)
-        self._log_metric("greedy_reward", float(np.dot(self.reward_weights.tolist(), means)))
+        records = list(dict.fromkeys(self._rows))
+        decoded = self.decoder.decode([self._prompt(record) for record in records], greedy=True)
+        likeliest = dict(zip(records, decoded, strict=True))
+        answers = [likeliest[record] for record in self._rows]
+        rewards = self._earned([answer.text for answer in answers], [list(answer.ids) for answer in answers])
+        for name, mean in zip(self.reward_func_names, rewards.nanmean(0).tolist(), strict=True):
+            if not math.isnan(mean):
+                self._log_metric(f"greedy_rewards/{name}", mean)
+        scored = rewards[~rewards.isnan().all(1)]
+        if len(scored):
+            total = (scored * self.reward_weights.to(scored.device)).nansum(1)
+            self._log_metric("greedy_reward", total.mean().item())
+
+    def _earned(self, texts: list[str], ids: list[list[int]]) -> Tensor:
+        """Rewards [rows of all processes, functions] as TRL asks for them, NaN where a function has none.
+
+        What the functions log of these answers is dropped: TRL has place for the sampled ones alone.
+        """
+        kept = self._pending_extra_logs, self._pending_metrics
+        self._pending_extra_logs, self._pending_metrics = defaultdict(list), defaultdict(list)
+        try:
+            prompts = [row["prompt"] for row in self._inputs]
+            return trl.GRPOTrainer._calculate_rewards(self, self._inputs, prompts, texts, ids)
+        finally:
+            self._pending_extra_logs, self._pending_metrics = kept
 
     def _output(self, prompt_ids: list[list[int]], answers: Sequence[Answer]) -> dict[str, Any]:
         """Rollouts in TRL's form."""

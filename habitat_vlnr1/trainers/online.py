@@ -137,11 +137,9 @@ class OnlineTrainer(GroupTrainer):
         self.walkers = walkers
         self.turns = turns
         self._asked: list[Prompt] = []
-        self._inputs: list[dict[str, Any]] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._inputs = [{**row, "record": number} for number, row in enumerate(inputs)]
-        return super()._generate_and_score_completions(self._inputs)
+        return super()._generate_and_score_completions([{**row, "record": n} for n, row in enumerate(inputs)])
 
     def roll_out(self) -> dict[str, Any]:
         """One walk for every `turns` rows of a group; the rows are answers drawn from it."""

@@ -329,3 +329,93 @@ def test_the_configs_differ_from_trls_defaults_only_where_the_paper_says(configu
     wanted = {"loss_type": "grpo", "scale_rewards": "group", "epsilon": 0.2, "use_bias_correction_kl": False}
     assert {name: getattr(arguments, name) for name in wanted} == wanted
     assert OmegaConf.to_container(configured().vlnr1.data.rft_records) == {"embedded": 4000}
+
+
+def both(prompts, completions, **kwargs):
+    return [0.1 * len(prompt) for prompt in prompts]
+
+
+def needs_all(completions, completion_ids, actions, trainer_state, log_extra, log_metric, **kwargs):
+    log_extra("length", [len(ids) for ids in completion_ids])
+    log_metric("seen", float(trainer_state.global_step))
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def abstains(completions, actions, **kwargs):
+    return [2.0 if recorded[0] == 1 else None for recorded in actions]
+
+
+def all_none(completions, **kwargs):
+    return [None] * len(completions)
+
+
+async def later(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+class Judge:
+    async def __call__(self, completions, **kwargs):
+        return [1.0] * len(completions)
+
+
+judge = Judge()
+
+
+def exact_names(completions, actions):
+    return [1.0] * len(completions)
+
+
+def needs_success(completions, success, **kwargs):
+    return success
+
+
+def test_own_rewards_are_called_as_trl_calls_them_in_the_held_out_evaluation_too(configured):
+    """All by keyword, coroutines awaited, None left out of the mean."""
+    names = ["both", "needs_all", "abstains", "all_none", "later", "judge"]
+    rewards = ",".join(f"{{name: {__name__}.{name}, weight: {number}}}" for number, name in enumerate(names, start=1))
+    trainer = trainer_of(configured(f"vlnr1.rft.rewards=[{rewards}]"), numbers=(0, 2))
+    trainer.model.eval()
+    trainer._generate_and_score_completions(rows(trainer))
+    likeliest = trainer.decoder.decode([trainer._prompt(number) for number in (0, 2)], greedy=True)
+    starts = [trainer.records[number].answer[0] for number in (0, 2)]
+    assert sorted(map(int, starts)) != [1, 1] and 1 in starts
+    logged = {key: values[-1] for key, values in trainer._metrics["eval"].items() if key.startswith("greedy")}
+    per_row = [
+        {
+            "both": 0.1 * len(trainer.records[number].instruction),
+            "needs_all": float(len(answer.ids)),
+            "abstains": 2.0 if start == 1 else None,
+            "all_none": None,
+            "later": float(len(answer.text)),
+            "judge": 1.0,
+        }
+        for number, answer, start in zip((0, 2), likeliest, starts, strict=True)
+    ]
+    for name in ("both", "needs_all", "abstains", "later"):
+        values = [row[name] for row in per_row if row[name] is not None]
+        assert logged[f"greedy_rewards/{name}"] == pytest.approx(np.mean(values)), name
+    assert "greedy_rewards/all_none" not in logged
+    totals = [sum((names.index(name) + 1) * (value or 0) for name, value in row.items()) for row in per_row]
+    assert logged["greedy_reward"] == pytest.approx(np.mean(totals), rel=1e-5)
+    assert len(trainer._logs["extra"]["length"]) == 8  # of the sampled answers alone
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("exact_names", [], r"exact_names does not take all that TRL gives \(completion_ids, .*: add \*\*kwargs"),
+        ("needs_success", [], r"needs_success asks for 'success'; there are actions, "),
+        ("abstains", ["vlnr1/rft=online"], r"abstains asks for 'actions'; there are .*distance_to_goal"),
+    ],
+)
+def test_a_reward_that_trl_cannot_call_is_told_before_any_work(configured, name, settings, message):
+    config = configured(*settings, f"vlnr1.rft.rewards=[{{name: {__name__}.{name}, weight: 1}}]")
+    with pytest.raises(ValueError, match=message):
+        reward_functions(config)
+
+
+def test_walks_have_the_columns_that_rewards_may_ask_for():
+    from habitat_vlnr1.config import WALK_COLUMNS
+    from habitat_vlnr1.trainers.online import MEASURES
+
+    assert set(MEASURES) < set(WALK_COLUMNS)
