@@ -1,8 +1,8 @@
 """Rewards as plain functions with TRL's signature: of recorded actions, and of rolled-out walks.
 
 Each takes the group's `completions` (texts, or chat messages) and the data set's columns by keyword, and returns one
-reward per completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`). The last
-four are for `vlnr1.rft.online`, whose columns are a walk's measures.
+reward per completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`).
+The last four are for `vlnr1.rft.online`, whose columns are a walk's measures.
 
 An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
 

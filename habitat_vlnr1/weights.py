@@ -167,6 +167,32 @@ def folder_problem(folder: Path) -> str | None:
     return None
 
 
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Nothing is missing or cut in a checkpoint and in what it stands on, as far as it is on this machine.
+
+    Raises:
+        CheckpointError: the message names folder and file.
+    """
+    for link in chain(path):
+        problem = folder_problem(Path(link)) if Path(link).is_dir() else None
+        if problem:
+            raise CheckpointError(f"{link}: {problem}; take the checkpoint before it, or fetch or train it again")
+
+
+def resume_problem(folder: Path) -> str | None:
+    """What training goes on with, besides weights and step, that is missing or cut in a checkpoint, or None."""
+    if (folder / "latest").is_file():  # DeepSpeed's
+        parts = sorted((folder / (folder / "latest").read_text().strip()).glob("*.pt"))
+        wanted = parts or [folder / "optimizer.pt"]
+    else:
+        wanted = [folder / "optimizer.pt", folder / "scheduler.pt"]
+    missing = [file for file in wanted if not file.is_file()]
+    if missing:
+        return f"{missing[0].name} is missing"
+    cut = cut_archive([*wanted, *sorted(folder.glob("rng_state*.pth"))])
+    return f"{cut.name} is cut" if cut else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files of weights that a folder has, or should have by its index."""
     index = folder / SHARD_INDEX

@@ -13,7 +13,7 @@ from habitat_vlnr1.config import action_space, asked_with
 from habitat_vlnr1.doctor.findings import Finding, error, ok, one_line, shown, warning
 from habitat_vlnr1.doctor.task_data import RUN
 from habitat_vlnr1.records import RecordError, VLNEgo, check_jpeg
-from habitat_vlnr1.weights import CheckpointError, chain, folder_problem, not_finite_on_disk, weight_files
+from habitat_vlnr1.weights import CheckpointError, check_whole, not_finite_on_disk, weight_files
 
 if TYPE_CHECKING:
     from habitat_vlnr1.doctor.task_data import TaskData
@@ -135,11 +135,10 @@ def weights(config: DictConfig) -> Iterator[Finding]:
 def broken_link(path: str) -> str | None:
     """What is missing, cut or not a number in a checkpoint folder and in what it stands on, or None."""
     try:
-        links = [link for link in chain(path) if Path(link).is_dir()]
+        check_whole(path)
     except CheckpointError as broken:
         return str(broken)
-    problems = [f"{link}: {problem}" for link in links if (problem := folder_problem(Path(link)))]
-    return problems[0] if problems else not_finite_on_disk(path)
+    return not_finite_on_disk(path)
 
 
 def folder_size(folder: Path) -> int:

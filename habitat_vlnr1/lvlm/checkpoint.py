@@ -31,6 +31,7 @@ from habitat_vlnr1.weights import (
     CARD_FILE,
     CheckpointError,
     chain,
+    check_whole,
     not_finite,
     not_finite_on_disk,
     read_json,
@@ -117,6 +118,8 @@ def load(
         raise CheckpointError(
             f"{source}: model type {kind!r} is not supported; it must be one of {', '.join(SUPPORTED)}"
         )
+    for link in (*adapters, source):
+        check_whole(link)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -159,13 +162,18 @@ def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:
 
 
 def newest_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole `checkpoint-<step>` of a run; the card is written last, so half a folder has none."""
+    """The newest of `checkpoints`, or None."""
+    return next(iter(checkpoints(folder)), None)
+
+
+def checkpoints(folder: str | Path) -> list[str]:
+    """The `checkpoint-<step>`s of a run, newest first; the card is written last, so half a folder has none."""
     steps = {
         int(match.group(1)): path
         for path in Path(folder).glob("checkpoint-*")
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / CARD_FILE).is_file()
     }
-    return str(steps[max(steps)]) if steps else None
+    return [str(steps[step]) for step in sorted(steps, reverse=True)]
 
 
 def why_not_finite(model: PreTrainedModel) -> str:
@@ -266,7 +274,7 @@ def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a `from_pretrained`, with its errors as one line that names the source."""
     try:
         return function(*args, **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a cut tokenizer.json it is no narrower kind
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(f"cannot load {args[-1]}: {first}") from error
 

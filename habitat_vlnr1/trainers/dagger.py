@@ -51,8 +51,8 @@ class DAggerTrainer(VLNR1Trainer):
         from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint
         from habitat_vlnr1.trainers.fitting import (
             check_start,
-            is_finished,
             join_processes,
+            last_checkpoint,
             leave_processes,
             open_records,
         )
@@ -71,8 +71,7 @@ class DAggerTrainer(VLNR1Trainer):
         for number, rule in enumerate(rules, start=1):
             config = round_config(self.config, number)
             folder = config.habitat_baselines.checkpoint_folder
-            last = newest_checkpoint(folder)
-            if last is None or not is_finished(last, config.vlnr1.sft.max_steps):
+            if not last_checkpoint(folder, config.vlnr1.sft.max_steps)[1]:
                 print(f"DAgger round {number} of {len(rules)}, from {start}")
                 walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
                 if walk and state.is_main_process:

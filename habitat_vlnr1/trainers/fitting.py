@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from omegaconf import DictConfig
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from habitat_vlnr1.config import action_space, asked_with, model_card, records_of
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
-from habitat_vlnr1.weights import folder_fingerprint, is_adapter, not_finite
+from habitat_vlnr1.weights import (
+    check_whole,
+    folder_fingerprint,
+    is_adapter,
+    not_finite,
+    read_json,
+    resume_problem,
+)
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
@@ -40,6 +48,7 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
             f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with "
             f"vlnr1.{stage}.start=<folder or hub id>"
         )
+    check_whole(start)
     card = checkpoint.read_card(start)
     checkpoint.check_card(card, action_space(config))
     for difference in checkpoint.differences(card, **asked_with(config)):
@@ -70,10 +79,53 @@ def use_cores(config: DictConfig) -> None:
         torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
 
 
-def is_finished(folder: str, max_steps: int) -> bool:
-    """Whether a checkpoint is the last of a run of `max_steps` steps (-1: of as many as it was planned with)."""
-    state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-    return state.global_step >= (max_steps if max_steps > 0 else state.max_steps)
+def last_checkpoint(folder: str, max_steps: int) -> tuple[str | None, bool]:
+    """The checkpoint that a run goes on from, and whether that is its last; (None, False) where there is none yet.
+
+    A newer one that is broken (a full disk, a loss of power, a copy that was stopped) is set aside, with a line.
+
+    Args:
+        max_steps: of the run; -1: as many as it was planned with.
+
+    Raises:
+        CheckpointError: none of them is whole.
+    """
+    broken: dict[str, str] = {}
+    with PartialState().main_process_first():
+        for path in checkpoint.checkpoints(folder):
+            try:
+                finished = _is_finished(Path(path), max_steps)
+            except checkpoint.CheckpointError as problem:
+                broken[path] = str(problem)
+                continue
+            for other, problem in broken.items():
+                print(f"{problem}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
+            return path, finished
+    if broken:
+        newest = next(iter(broken.values()))
+        raise checkpoint.CheckpointError(f"{newest}. No older one is whole: delete them to start over")
+    return None, False
+
+
+def _is_finished(folder: Path, max_steps: int) -> bool:
+    """Whether a checkpoint is the run's last; CheckpointError where training cannot go on from it."""
+    checkpoint.read_card(folder)
+    state = read_json(folder / "trainer_state.json")
+    for key in ("global_step", "max_steps"):
+        if not isinstance(state.get(key), int):
+            raise checkpoint.CheckpointError(f"{folder / 'trainer_state.json'}: no {key}")
+    check_whole(folder)
+    finished = state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+    problem = None if finished else resume_problem(folder)
+    if problem:
+        raise checkpoint.CheckpointError(f"{folder}: {problem}")
+    return finished
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a folder so that nothing takes it for a checkpoint."""
+    names = (folder.with_name(f"broken-{folder.name}{'-again' * count}") for count in itertools.count())
+    return folder.rename(next(name for name in names if not name.exists()))
 
 
 def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -268,7 +268,14 @@ class Imitation:
         last = newest_pth(self.folder)
         if last is None:
             return
-        checkpoint = read_pth(last)
+        try:
+            checkpoint = read_pth(last)
+        except ValueError as broken:
+            if len(list(self.folder.glob("ckpt.*.pth"))) == 1:
+                raise CheckpointError(f"{broken}. No older one is there: delete it to start over") from None
+            aside = last.rename(last.with_name(f"broken-{last.name}"))
+            print(f"{broken}. Going on from the one before; the broken one is now {aside}")
+            return self._resume()
         try:
             self.policy.load_state_dict(checkpoint["state_dict"])
             self.optimizer.load_state_dict(checkpoint["optim_state"])

@@ -21,11 +21,10 @@ from habitat_vlnr1.config import (
     rft_arguments,
     template_of,
 )
-from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
-    is_finished,
+    last_checkpoint,
     load_for_training,
     whole_model,
 )
@@ -157,8 +156,8 @@ def make_trainer(config: DictConfig, start: str, last: str | None, task: Recorde
 def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
-    last = checkpoint.newest_checkpoint(folder)
-    if last is not None and is_finished(last, config.vlnr1.rft.max_steps):
+    last, finished = last_checkpoint(folder, config.vlnr1.rft.max_steps)
+    if finished:
         print(f"RFT is finished: {last}")
         return
     trainer = make_trainer(config, start, last, task)

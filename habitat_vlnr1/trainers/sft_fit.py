@@ -18,7 +18,7 @@ from habitat_vlnr1.records import Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     StopsWhenDiverged,
-    is_finished,
+    last_checkpoint,
     load_for_training,
     use_cores,
 )
@@ -56,8 +56,8 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
 
 def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
-    last = checkpoint.newest_checkpoint(config.habitat_baselines.checkpoint_folder)
-    if last is not None and is_finished(last, config.vlnr1.sft.max_steps):
+    last, finished = last_checkpoint(config.habitat_baselines.checkpoint_folder, config.vlnr1.sft.max_steps)
+    if finished:
         print(f"SFT is finished: {last}")
         return
     model, processor = load_for_training(config, start, last)
