@@ -38,6 +38,20 @@ SFT_KEYS = ("evaluate", "keep_straight", "steps_per_row")
 """Keys of `vlnr1.sft` that are not TRL's."""
 RFT_KEYS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate")
 """Keys of `vlnr1.rft` that are not TRL's."""
+FIXED = {
+    "output_dir": "take habitat_baselines.checkpoint_folder",
+    "seed": "take habitat.seed",
+    "use_cpu": "a GPU is used where there is one; hide it with CUDA_VISIBLE_DEVICES=",
+    "report_to": "curves go to habitat_baselines.tensorboard_dir",
+    "logging_dir": "take habitat_baselines.tensorboard_dir",
+    "remove_unused_columns": "the collator needs all columns",
+    "save_strategy": "checkpoints are saved every save_steps steps",
+    "logging_nan_inf_filter": "a loss that is not finite ends training",
+    "resume_from_checkpoint": "a run goes on from its newest checkpoint by itself, another vlnr1.run_dir starts anew",
+    "reward_weights": "each of vlnr1.rft.rewards has its weight",
+    "model_init_kwargs": "vlnr1.model has what is loaded",
+}
+"""TRL's arguments that are decided elsewhere."""
 ROLLOUTS = ("grammar", "trl")
 TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What TRL calls every reward with."""
@@ -130,23 +144,29 @@ def export_folder(config: DictConfig, split: str) -> Path:
     return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
 
 
-def check_angles(config: DictConfig, folders: Iterable[tuple[str, str]]) -> None:
-    """Training data must have been recorded with the steps and angles whose words the model is taught.
+def check_sources(config: DictConfig, folders: Iterable[tuple[str, str]], *, missing: bool = False) -> None:
+    """Training data must be there, recorded with the steps and angles whose words the model is taught.
 
-    Called before any work. A folder that is not there yet will be exported under the configured protocol, and one that
-    does not say how it was recorded passes.
+    Called before any work. `vlnr1.data.source` itself may be missing: it will be exported under the configured
+    protocol. A folder that does not say how it was recorded passes.
 
     Args:
         folders: (source, split)s of `vlnr1.data.root`.
+        missing: others may be missing too.
 
     Raises:
-        RecordError: a source was recorded otherwise, or is broken.
+        RecordError: a source is not there, was recorded otherwise, or is broken.
     """
     configured = action_space(config)
     for source, split in dict.fromkeys(folders):
         root = Path(config.vlnr1.data.root) / source / split
         if not (root / "meta.json").is_file():
-            continue
+            if missing or source == config.vlnr1.data.source:
+                continue
+            raise RecordError(
+                f"{root}: source {source} is not exported, and only vlnr1.data.source is by itself: run "
+                f"--config-name=vlnr1_export vlnr1/task=<its task> first, or take it out of vlnr1.data"
+            )
         ego = VLNEgo(root)
         if ego.space is None or ego.space.close_to(configured):
             continue
@@ -293,6 +313,10 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
     options = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
     for key in ours:
         options.pop(key, None)
+    for key in options:
+        if key in FIXED or key in fixed:
+            raise ValueError(f"vlnr1.{stage}.{key} cannot be set: {FIXED.get(key, 'it is fixed here')}")
+    lora(config)
     os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
     try:
         return kind(
@@ -313,10 +337,13 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
 
 
 def lora(config: DictConfig) -> Any:
-    """A PEFT LoRA config from `vlnr1.model.lora`, or None for full fine-tuning."""
+    """A PEFT LoRA config from `vlnr1.model.lora`, or None for full fine-tuning; ValueError where PEFT refuses it."""
     options = config.vlnr1.model.lora
     if options is None:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+    try:
+        return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"vlnr1.model.lora: {error}; its keys are those of peft.LoraConfig") from None

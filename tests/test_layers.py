@@ -11,7 +11,7 @@ from tests.paths import ROOT
 FLOORS = (
     ("actions", "memory", "prompt", "rewards", "files", "records", "observations", "weights"),
     ("results", "lvlm"),
-    ("config", "obs_transform"),
+    ("config", "settings", "obs_transform"),
     ("sim",),
     ("policies",),
     ("evaluation", "doctor"),
@@ -75,7 +75,7 @@ def test_rooms_that_stay_apart():
     assert [(a, b) for a, b in ROOMS if {a, b} in APART] == []
 
 
-@pytest.mark.parametrize("room", [*VOCABULARY, "results", "config"])
+@pytest.mark.parametrize("room", [*VOCABULARY, "results", "config", "settings"])
 def test_the_vocabulary_needs_neither_torch_nor_habitat(room):
     assert not {"torch", "habitat", "habitat_sim", "transformers"} & imported_by(f"habitat_vlnr1.{room}")
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import action_space, check_angles, memory_of, prompt_encoder, records_of
+from habitat_vlnr1.config import action_space, check_sources, memory_of, prompt_encoder, records_of
 from habitat_vlnr1.doctor.model_sizes import (
     ENGINES,
     Memory,
@@ -92,7 +92,7 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
     gpus = config.vlnr1.plan.gpus or int(os.environ.get("WORLD_SIZE", 1))
     options = config.vlnr1[stage]
     opened = open_sources(config, stage)
-    check_angles(config, [(source, "train") for source in opened])
+    check_sources(config, [(source, "train") for source in opened], missing=True)
     model_config, processor, counted = known_model(config)
     tokens = count_tokens(config, processor, counted, opened)
     records = count_records(config, opened)

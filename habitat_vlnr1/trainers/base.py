@@ -8,6 +8,7 @@ from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from omegaconf import DictConfig
 
 from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.sim.env_factory import make_scenes
 
 LEFT_OUT_STATUS = 3
@@ -30,10 +31,15 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
 
 
 class VLNR1Trainer(PPOTrainer):
-    """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's."""
+    """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's.
+
+    Raises:
+        ValueError: a key of `vlnr1` is wrong; before any work.
+    """
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
+        check_settings(self.config)
         if not self.config.vlnr1.dry_run:
             make_scenes(self.config)
 

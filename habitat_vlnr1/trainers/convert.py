@@ -35,6 +35,7 @@ from habitat_vlnr1.records import (
     claim_folder,
     summarize,
 )
+from habitat_vlnr1.settings import check_settings
 
 SOURCE = "source.json"  # in an output folder: what it was made from
 
@@ -47,6 +48,7 @@ class ConvertTrainer(BaseTrainer):
         self.config = config
 
     def train(self) -> None:
+        check_settings(self.config)
         to = self.config.vlnr1.convert.to
         if to not in CONVERSIONS:
             raise ValueError(f"unknown vlnr1.convert.to {to!r}; choose one of {', '.join(CONVERSIONS)}")

@@ -30,7 +30,7 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_angles, edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, export_folder, memory_of, sft_arguments, template_of
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
@@ -63,9 +63,10 @@ class DAggerTrainer(VLNR1Trainer):
         memory_of(self.config)
         sft_arguments(self.config)
         rules = schedule(self.config)
-        last_round = round_config(self.config, len(rules))
-        sources = [self.config.vlnr1.data.source, *last_round.vlnr1.data.sources]
-        check_angles(self.config, [(source, SPLIT) for source in sources])
+        data = self.config.vlnr1.data
+        check_sources(self.config, [(source, SPLIT) for source in data.sources])
+        walked = [data.source, *round_config(self.config, len(rules)).vlnr1.data.sources]
+        check_sources(self.config, [(source, SPLIT) for source in walked], missing=True)
         start = check_start(self.config, "dagger")
         state = join_processes(self.config)
         for number, rule in enumerate(rules, start=1):

@@ -11,7 +11,8 @@ from habitat_baselines.common.base_trainer import BaseTrainer
 from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import DictConfig
 
-from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, guarded
+from habitat_vlnr1.doctor.findings import ERROR, LEVELS, OK, Finding, error, guarded
+from habitat_vlnr1.settings import check_settings
 
 
 @baseline_registry.register_trainer(name="vlnr1_doctor")
@@ -41,6 +42,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
 
     task = TaskData(config)
     checks = {
+        "config": partial(settings, config),
         "packages": partial(environment.packages, config),
         "imports": partial(environment.imports, config),
         "simulator": partial(environment.simulator, config),
@@ -56,6 +58,14 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     }
     for topic, check in checks.items():
         yield from guarded(topic, check)
+
+
+def settings(config: DictConfig) -> Iterator[Finding]:
+    """The keys of `vlnr1`; a finding where one is wrong."""
+    try:
+        check_settings(config)
+    except ValueError as wrong:
+        yield error("config", str(wrong), "set that key to what is said")
 
 
 def summary(config: DictConfig, counts: Counter[str]) -> str:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_angles
+from habitat_vlnr1.config import check_sources
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
@@ -52,7 +52,7 @@ class ImitationTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         config = self.config
-        check_angles(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
+        check_sources(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
         if config.vlnr1.data.source in config.vlnr1.data.sources and not is_exported(config, SPLIT):
             export_split(self, config, SPLIT)
         egos = [VLNEgo(Path(config.vlnr1.data.root) / source / SPLIT) for source in config.vlnr1.data.sources]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
-from habitat_vlnr1.config import check_angles, edited, memory_of, reward_functions, rft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, memory_of, reward_functions, rft_arguments, template_of
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
@@ -43,7 +43,7 @@ class RFTTrainer(VLNR1Trainer):
         rft_arguments(config)
         start = check_start(config, "rft")
         if config.vlnr1.rft.online is None:
-            check_angles(config, self._folders())
+            check_sources(config, self._folders())
         state = join_processes(config)
         if config.vlnr1.rft.online is None:
             fit(config, start, self._recorded(state))

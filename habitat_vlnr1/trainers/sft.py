@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from habitat_baselines.common.baseline_registry import baseline_registry
 
-from habitat_vlnr1.config import check_angles, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, memory_of, sft_arguments, template_of
 from habitat_vlnr1.trainers.base import VLNR1Trainer
 from habitat_vlnr1.trainers.export import export_split, is_exported
 
@@ -35,7 +35,7 @@ class SFTTrainer(VLNR1Trainer):
         memory_of(self.config)
         sft_arguments(self.config)
         sources = list(self.config.vlnr1.data.sources)
-        check_angles(self.config, [(source, SPLIT) for source in sources])
+        check_sources(self.config, [(source, SPLIT) for source in sources])
         state = join_processes(self.config)
         if state.is_main_process and self.config.vlnr1.data.source in sources and not is_exported(self.config, SPLIT):
             export_split(self, self.config, SPLIT)

@@ -10,7 +10,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.config import check_angles
+from habitat_vlnr1.config import check_sources
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError
@@ -82,9 +82,12 @@ def test_what_the_reward_is_measured_on_is_looked_at_too(config):
 
 def test_another_step_is_refused_and_what_is_unknown_is_not(config):
     made = config("vlnr1_sft")
-    check_angles(made, [("embedded", "train"), ("ours", "train"), ("unknown", "train"), ("nothing", "train")])
+    check_sources(made, [("embedded", "train"), ("ours", "train"), ("unknown", "train")])
+    with pytest.raises(RecordError, match=r"source nothing is not exported.*vlnr1_export"):
+        check_sources(made, [("nothing", "train")])
+    check_sources(config("vlnr1_sft", "vlnr1.data.source=nothing"), [("nothing", "train")])
     with pytest.raises(RecordError, match=r"source step .* forward_step 0\.25, but .* forward_step 0\.5"):
-        check_angles(made, [("step", "train")])
+        check_sources(made, [("step", "train")])
     meta = Path("data/vln_ego/unknown/train/meta.json")
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "protocol": None}))
-    check_angles(made, [("unknown", "train")])
+    check_sources(made, [("unknown", "train")])
