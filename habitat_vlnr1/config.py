@@ -172,7 +172,7 @@ def check_sources(config: DictConfig, folders: Iterable[tuple[str, str]], *, mis
             continue
         raise RecordError(
             f"{root}: source {source} was recorded with {_angles(ego.space)}, but vlnr1.protocol has "
-            f"{_angles(configured)}, whose words are untrue of its frames: take the protocol it was recorded under "
+            f"{_angles(configured)}, whose words are untrue of its frames: take its protocol "
             f"({ego.meta['protocol'].get('name')}), or export it again into another vlnr1.data.root"
         )
 

@@ -315,7 +315,7 @@ def _check_together(ours: dict[str, Any]) -> None:
     if "convert" in ours:
         _ask("convert.template", get_template, name=ours["convert"]["template"])
     n, horizon = ours["prompt"]["num_actions"], ours["decoding"]["execute_horizon"]
-    if horizon > n:
+    if horizon > n and ("sft" in ours or "rft" in ours):  # what is trained is asked; else nobody may be
         raise ValueError(f"vlnr1.decoding.execute_horizon is {horizon}: give at most vlnr1.prompt.num_actions, {n}")
     model = ours["model"]
     if model["path"] is None:

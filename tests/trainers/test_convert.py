@@ -138,5 +138,6 @@ def test_sft_trains_on_what_was_released(ego, tmp_path, monkeypatch):
         *["vlnr1.task.scenes=null", "vlnr1.data.root=ego", "vlnr1.data.sources=[released]", "vlnr1.run_dir=run"],
         *["vlnr1.model.build.warmup=null", "vlnr1.sft.max_steps=2", "vlnr1.sft.save_steps=2"],
         *["vlnr1.sft.per_device_train_batch_size=2", "vlnr1.sft.evaluate=false", "vlnr1.model.cpu_threads=1"],
+        "vlnr1.protocol.forward_step=0.25",  # as the released prompts say
     )
     assert (tmp_path / "run/checkpoints/checkpoint-2/model.safetensors").is_file()
