@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from safetensors.torch import load_file
 
+from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import RecordError, VLNEgo
+from habitat_vlnr1.weights import chain
 from tests.paths import CONFIGS
 
 pytest.importorskip("habitat_embedded_sim")
@@ -280,6 +283,18 @@ def test_dagger_walks_labels_and_trains_on_round_by_round(run, home):
         assert ego.meta["expert"] == "pursuit"
         info = json.loads((rounds[number] / "vlnr1.json").read_text())["info"]
         assert (info["stage"], info["data"]) == ("dagger", ["embedded", *sources[: number + 1]])
+
+
+@pytest.mark.slow
+def test_dagger_with_lora_stands_on_all_rounds_before(run, home):
+    start = home / "data/vlnr1/quickstart/checkpoints/checkpoint-4"
+    lora = "vlnr1.model.lora={r: 4, lora_alpha: 8, target_modules: [q_proj, v_proj]}"
+    run("vlnr1_dagger", lora, "vlnr1.run_dir=lora_rounds", f"vlnr1.dagger.start={start}", "vlnr1.dagger.episodes=1")
+    rounds = [f"lora_rounds/dagger/round_{number}/checkpoints/checkpoint-2" for number in (2, 1)]
+    links = chain(rounds[0])
+    assert [Path(link).resolve() for link in links] == [*((home / path).resolve() for path in rounds), start.resolve()]
+    first, second = (checkpoint.load(path)[0].state_dict() for path in (rounds[1], rounds[0]))
+    assert any(not torch.equal(first[name], weight) for name, weight in second.items())
 
 
 @pytest.mark.slow
