@@ -87,6 +87,10 @@ class ClockSensor(LabSensor):
         super().__init__(*args, **kwargs)
         self._clock = np.zeros(2, dtype=np.int64)
 
+    def set_rollout(self, uid: int) -> None:
+        """Take another rollout's id; the step stays."""
+        self._clock[0] = uid
+
     def _get_observation_space(self, *args: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64)
 
