@@ -28,6 +28,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,14 @@ import numpy as np
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
-from habitat_vlnr1.files import differences, drop_half_line, is_folder_name, write_atomically, write_first
+from habitat_vlnr1.files import (
+    differences,
+    drop_half_line,
+    full_disk_is_said,
+    is_folder_name,
+    write_atomically,
+    write_first,
+)
 from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.memory import Memory
 
@@ -368,6 +376,11 @@ class EpisodeWriter:
             raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if episode.episode_id in self.done:
             raise RecordError(f"episode {episode.episode_id} is already in {self.file}")
+        with full_disk_is_said(self.root):
+            self._write(episode, jpegs, depths)
+        self.done.add(episode.episode_id)
+
+    def _write(self, episode: Episode, jpegs: Sequence[bytes | Path], depths: Sequence[bytes]) -> None:
         (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
         for step, jpeg in enumerate(jpegs):
             place_frame(jpeg, self.root / episode.frame(step))
@@ -379,11 +392,11 @@ class EpisodeWriter:
                 del row[optional]
         self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._lines.flush()
-        self.done.add(episode.episode_id)
 
     def close(self) -> None:
         """Let another process go on."""
-        self._lines.close()
+        with suppress(OSError):  # a full disk: the line that does not fit has been said
+            self._lines.close()
         self._lock.release()
 
 
