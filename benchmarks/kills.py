@@ -3,7 +3,7 @@
     python benchmarks/kills.py --stages export evaluation sft rft online dagger --times 20
 
 `kill -9` hits the main process (which is started again until it ends by itself) or one simulator (the run goes on),
-each `--times` times per stage, on two generated houses. Printed per stage and victim: kills, lost and doubled episodes,
+each `--times` times per stage, on two generated houses. Printed for each: kills, lost and doubled episodes,
 and what differs: lines and frames of an export, lines of an evaluation (without seconds), logged curve and the last
 weights of a training. Ends with status 1 if anything was lost, doubled or different.
 """
