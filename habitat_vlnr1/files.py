@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from habitat_vlnr1.errors import FileError
 
+NO_SPACE = 1 << 20
+"""Bytes that are as good as none."""
 LONGEST_NAME = 100  # two of them and an ending must fit into a file name, 255 bytes
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -64,6 +70,35 @@ def parse_json(content: bytes, place: str, remedy: str, error: type[FileError] =
     return value
 
 
+class DiskFull(FileError, OSError):
+    """Nothing more can be written; the message says where, and that the next start goes on."""
+
+
+@contextmanager
+def full_disk_is_said(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is written in here ends in one line where there is no space, or a quota or limit is reached.
+
+    Libraries hide the cause (PyTorch and safetensors raise errors of their own): there the space itself is looked at.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not _is_full(path):
+            raise
+        why = os.strerror(number) if number else "no space left on device"
+        raise DiskFull(
+            f"{path}: {why}: make room and start again; what is whole stays, and the run goes on from there"
+        ) from error
+
+
+def _is_full(path: str | os.PathLike[str]) -> bool:
+    there = next((place for place in (Path(path), *Path(path).absolute().parents) if place.exists()), Path("/"))
+    return shutil.disk_usage(there).free < NO_SPACE
+
+
 def drop_half_line(file: Path) -> None:
     """Cut what an interrupted writer left after the last newline of a JSON-lines file."""
     if not file.exists():
@@ -96,7 +131,12 @@ def write_first(path: Path, content: bytes) -> bool:
 def _written_beside(path: Path, content: bytes) -> Path:
     # Several machines may write into one folder, so a process number is not enough.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    temporary.write_bytes(content)
+    try:
+        with full_disk_is_said(path):
+            temporary.write_bytes(content)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 

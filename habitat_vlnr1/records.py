@@ -30,6 +30,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
@@ -43,6 +44,7 @@ from habitat_vlnr1.errors import RecordError, VLNR1Error
 from habitat_vlnr1.files import (
     differences,
     drop_half_line,
+    full_disk_is_said,
     is_folder_name,
     is_text,
     parse_json,
@@ -419,6 +421,11 @@ class EpisodeWriter:
         line = json.dumps(episode.to_json(), ensure_ascii=False)
         if not is_text(line):
             raise RecordError(f"episode {episode.episode_id}: info holds text that UTF-8 cannot write")
+        with full_disk_is_said(self.root):
+            self._write(episode, line, jpegs, depths)
+        self.done.add(episode.episode_id)
+
+    def _write(self, episode: Episode, line: str, jpegs: Sequence[bytes | Path], depths: Sequence[bytes]) -> None:
         (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
         for step, jpeg in enumerate(jpegs):
             place_frame(jpeg, self.root / episode.frame(step))
@@ -426,11 +433,11 @@ class EpisodeWriter:
             place_frame(png, self.root / episode.depth(step))
         self._lines.write(line + "\n")
         self._lines.flush()
-        self.done.add(episode.episode_id)
 
     def close(self) -> None:
         """Let another process go on."""
-        self._lines.close()
+        with suppress(OSError):  # a full disk: the line that does not fit has been said
+            self._lines.close()
         self._lock.release()
 
 

@@ -14,11 +14,20 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from habitat_vlnr1.errors import ResultsError
-from habitat_vlnr1.files import differences, drop_half_line, is_text, parse_json, read_json, write_atomically
+from habitat_vlnr1.files import (
+    differences,
+    drop_half_line,
+    full_disk_is_said,
+    is_text,
+    parse_json,
+    read_json,
+    write_atomically,
+)
 from habitat_vlnr1.lock import FolderLock
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
@@ -102,13 +111,15 @@ class EpisodeLog:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one finished episode (`episode_line`) and flush it."""
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        with full_disk_is_said(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
         self.lines[episode_key(line)] = dict(line)
 
     def close(self) -> None:
         """Let another process go on."""
-        self._file.close()
+        with suppress(OSError):  # a full disk: the line that does not fit has been said
+            self._file.close()
         self._lock.release()
 
 

@@ -41,6 +41,7 @@ from habitat_vlnr1.results import (
 )
 from habitat_vlnr1.sim.gym_env import TRACE
 from habitat_vlnr1.sim.task_files import task_identity
+from habitat_vlnr1.sim.vector_env import LOST, newly_lost
 from habitat_vlnr1.weights import folder_fingerprint
 
 MEASURES = {
@@ -158,6 +159,7 @@ class _Evaluation:
         self.name, self.row, self.policy, self.envs, self.config = name, row, row.policy, envs, config
         self.protocol, self.task, self.device = protocol, task, device
         self.split = config.habitat_baselines.eval.split
+        self.given_up: list[LeftOut] = []
         self.folder = Path(config.vlnr1.results_dir) / name / self.split
         self.log = EpisodeLog(self.folder, self._identity())
         self.all_keys = sorted(key for keys in chosen for key in keys)
@@ -197,8 +199,9 @@ class _Evaluation:
             finally:
                 self.log.close()
                 self.envs.resume_all()
-        lines = [self.log.lines[self._line_key(key)] for key in self.all_keys]
-        summary = summarise(lines, self.name, self.split, self.protocol, left_out)
+        keys = map(self._line_key, self.all_keys)
+        lines = [self.log.lines[key] for key in keys if key in self.log.lines]
+        summary = summarise(lines, self.name, self.split, self.protocol, [*left_out, *self.given_up])
         write_json(self.folder / "summary.json", summary)
         return summary
 
@@ -212,24 +215,38 @@ class _Evaluation:
         for index, left in enumerate(self.left):
             envs.call_at(index, "keep_episodes", {"keys": sorted(left)})
         observations = envs.reset()
-        running = [self._begin(index) for index in range(envs.num_envs)]
+        for index in range(envs.num_envs):
+            self._give_up(index)
+        running = [self._begin(index) if left else None for index, left in enumerate(self.left)]
         state = self._first_state(envs.num_envs)
         batch = self._batch(observations)
+        batch, observations, running = self._pause_finished(batch, state, observations, running)
         while envs.num_envs:
             action_data, actions = self._act(batch, state)
             outputs = envs.step(actions)
             infos = [info for _, _, _, info in outputs]
             said = self.policy.get_extra(action_data, infos, [done for _, _, done, _ in outputs])
             for index, (_, _, done, info) in enumerate(outputs):
-                self._follow(running[index], observations[index], actions[index], info, said[index] if said else {})
+                given_up = LOST in info
+                if not given_up:
+                    words = said[index] if said else {}
+                    self._follow(running[index], observations[index], actions[index], info, words)
                 if done:
-                    self._finish(running[index], self.left[index], info)
+                    if not given_up:
+                        self._finish(running[index], self.left[index], info)
+                    self._give_up(index)
                     if self.left[index]:
                         running[index] = self._begin(index)
             observations = [observation for observation, _, _, _ in outputs]
             state["masks"] = torch.tensor([[not done] for _, _, done, _ in outputs], device=self.device)
             batch = self._batch(observations)
             batch, observations, running = self._pause_finished(batch, state, observations, running)
+
+    def _give_up(self, index: int) -> None:
+        """Leave out what an environment's simulator has died of. No line says so: the next start tries it again."""
+        for key, why in newly_lost(self.envs, index).items():
+            self.given_up.append(LeftOut(key[1], self._scene(key[0]), why))
+            self.left[index].discard(key)
 
     def _first_state(self, n: int) -> dict[str, torch.Tensor]:
         """What Habitat carries from step to step for recurrent policies, of shape [n, …]."""

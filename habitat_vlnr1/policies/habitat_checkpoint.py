@@ -26,6 +26,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
+from habitat_vlnr1.files import full_disk_is_said
 from habitat_vlnr1.weights import not_finite
 
 _CONFIG_PACKAGES = ("omegaconf", "habitat", "habitat_baselines", "habitat_vlnr1")
@@ -91,8 +92,12 @@ def write_pth(path: str | os.PathLike[str], checkpoint: dict[str, Any]) -> None:
     if isinstance(checkpoint.get("config"), DictConfig):
         checkpoint = {**checkpoint, "config": OmegaConf.to_container(checkpoint["config"], enum_to_str=True)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(checkpoint, temporary)
-    temporary.replace(path)
+    try:
+        with full_disk_is_said(path):
+            torch.save(checkpoint, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def make_plain(save_file_path: str) -> None:

@@ -156,7 +156,12 @@ class VLNVectorEnvFactory(VectorEnvFactory):
             for index, part in enumerate(parts)
         )
         threads = int(os.environ.get("HABITAT_ENV_DEBUG", 0))
-        vector_env = ThreadedVectorEnv if threads else VLNVectorEnv
-        envs = vector_env(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
+        if threads:
+            envs = ThreadedVectorEnv(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
+        else:
+            timeout = OmegaConf.select(config, "vlnr1.answer_timeout", default=600)
+            envs = VLNVectorEnv(
+                make_env, arguments, workers_ignore_signals=workers_ignore_signals, answer_timeout=float(timeout)
+            )
         envs.left_out = dataset.left_out
         return envs

@@ -17,6 +17,7 @@ from habitat.tasks.utils import cartesian_to_polar
 from habitat.utils.geometry_utils import quaternion_rotate_vector
 
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.observations import CLOCK
 from habitat_vlnr1.sim.episode_files import SAME, SAME_PLACE, GroundTruth
 
 TRACE = "vlnr1_trace"
@@ -35,6 +36,8 @@ class _Silent:
 @habitat.registry.register_env(name="VLNR1GymEnv")
 class VLNR1GymEnv(GymHabitatEnv):
     """Adds `info["vlnr1_trace"]` = [x, y, z, heading] to every step, and the calls that an evaluation needs."""
+
+    _drawn = False  # whether `draw_episode` or `skip_to` has chosen an episode
 
     @property
     def _env(self) -> habitat.Env:
@@ -86,6 +89,41 @@ class VLNR1GymEnv(GymHabitatEnv):
         # The dataset keeps all its episodes: only what comes next is changed.
         self._env.episode_iterator = EpisodeIterator(kept, shuffle=False)
         return len(kept)
+
+    def draw_episode(self) -> tuple[str, str]:
+        """Choose the next reset's episode now, and say its key: whoever asks for the reset knows what it begins."""
+        env = self._env
+        # Habitat draws the first episode when an environment is made.
+        if self._drawn or env._episode_from_iter_on_reset:
+            env.current_episode = next(env.episode_iterator)
+        self._drawn = True
+        return self._key
+
+    def skip_to(self, key: Sequence[str]) -> None:
+        """Go to an episode as if all before it had been walked; the next reset begins it.
+
+        Raises:
+            ValueError: it is not among the episodes here.
+        """
+        env = self._env
+        self._drawn = True
+        if not env._episode_from_iter_on_reset and self._key == tuple(key):
+            return
+        for _ in range(len(env.episodes) + 1):
+            env.current_episode = next(env.episode_iterator)
+            if self._key == tuple(key):
+                return
+        raise VLNR1Error(f"skip_to: this environment has no episode {key}")
+
+    @property
+    def _key(self) -> tuple[str, str]:
+        return self._env.current_episode.scene_id, str(self._env.current_episode.episode_id)
+
+    def set_rollout(self, uid: int) -> None:
+        """Go on under another rollout's id, as the clock says it: this walk repeats that one."""
+        clock = self._env.task.sensor_suite.sensors.get(CLOCK)
+        if clock is not None:
+            clock.set_rollout(uid)
 
     def silence(self, uuid: str, silent: bool) -> None:
         """Let a lab sensor hand out zeros from the next reset on, or work again: not every policy needs it."""

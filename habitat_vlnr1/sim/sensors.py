@@ -87,6 +87,10 @@ class ClockSensor(LabSensor):
         self._environment = draw_environment()
         self._clock = np.array([rollout_id(self._environment, 0), 0], dtype=np.int64)
 
+    def set_rollout(self, uid: int) -> None:
+        """Take another rollout's id; the step stays."""
+        self._clock[0] = uid
+
     def _get_observation_space(self, *args: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64)
 

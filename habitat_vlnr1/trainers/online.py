@@ -31,6 +31,7 @@ from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
 from habitat_vlnr1.sim.episode_files import SAME
+from habitat_vlnr1.sim.vector_env import newly_lost
 from habitat_vlnr1.trainers.grpo import GroupTrainer
 
 Key = tuple[str, str]  # scene_id, episode_id
@@ -90,6 +91,7 @@ class Walkers:
                 seen[index], _, done, info = self.envs.wait_step_at(index)
                 if done:
                     finished = queues[index].popleft()
+                    self.left_out |= newly_lost(self.envs, index)
                     self._measure(finished, info)
                     if not queues[index]:
                         del queues[index]
@@ -104,8 +106,9 @@ class Walkers:
             self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
         seen = {index: self.envs.reset_at(index)[0] for index in walks}
         for index, walk in walks.items():
-            why = self.envs.call_at(index, "why_unusable")
-            if why and walk.key not in self.left_out:
+            self.left_out |= newly_lost(self.envs, index)
+            why = None if walk.key in self.left_out else self.envs.call_at(index, "why_unusable")
+            if why:
                 logger.warning(f"episode {walk.key[1]} of {walk.key[0]} teaches nothing: {why}")
                 self.left_out[walk.key] = why
         return seen

@@ -23,6 +23,7 @@ from habitat_vlnr1.config import (
     trained_card,
 )
 from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.files import full_disk_is_said
 from habitat_vlnr1.lvlm.checkpoint import ModelCard
 from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.lvlm.plain_text import PlainText
@@ -207,7 +208,8 @@ def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
         return
     trainer = make_trainer(config, start, last, task, card)
     print(f"RFT on {task} from {start}" + (f", going on from {last}" if last else ""))
-    trainer.train(resume_from_checkpoint=last)
+    with full_disk_is_said(config.habitat_baselines.checkpoint_folder):
+        trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():
         picture = Path(folder).parent / "curves.png"
         draw_curves(trainer.state.log_history, picture)

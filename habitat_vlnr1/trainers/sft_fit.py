@@ -10,7 +10,7 @@ from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import action_space, lora, prompt_encoder, sft_arguments, trained_card
-from habitat_vlnr1.files import differences
+from habitat_vlnr1.files import differences, full_disk_is_said
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
@@ -85,7 +85,8 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         callbacks=[CardCallback(card)],
     )
     print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
-    trainer.train(resume_from_checkpoint=last)
+    with full_disk_is_said(config.habitat_baselines.checkpoint_folder):
+        trainer.train(resume_from_checkpoint=last)
 
 
 def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float = 1.0, seed: int = 0) -> Dataset:

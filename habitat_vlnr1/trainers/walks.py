@@ -21,6 +21,7 @@ from habitat_vlnr1.records import Episode, EpisodeWriter
 from habitat_vlnr1.results import LeftOut
 from habitat_vlnr1.sim.episode_files import GroundTruth
 from habitat_vlnr1.sim.gym_env import TRACE
+from habitat_vlnr1.sim.vector_env import LOST, newly_lost
 
 STRAYED = 0.5
 """Metres that a replay may be from the recorded path. In the simulator that recorded it, it is on it to a centimetre;
@@ -44,9 +45,9 @@ class Walk:
     expert_steps: int = 0
 
 
-    def follow(self, position: Sequence[float]) -> None:
+    def follow(self, position: Sequence[float] | None) -> None:
         """Note how far a replay's last step has led from the recorded path."""
-        if self.recorded is None:
+        if self.recorded is None or position is None:
             return
         locations, forwards = self.recorded.locations, self.actions.count(Action.FORWARD)
         if self.actions[-1] == Action.STOP:
@@ -98,6 +99,9 @@ class Walkers:
         if not self.left:
             return
         observations = self.envs.reset()
+        for i in range(self.envs.num_envs):
+            self._give_up(i)
+        self._pause_finished(observations)
         walks = [self._begin(i) for i in range(self.envs.num_envs)]
         with tqdm(total=sum(self.left), unit="episode", desc="export") as bar:
             while self.envs.num_envs:
@@ -107,14 +111,17 @@ class Walkers:
                 outputs = self.envs.step([walk.actions[-1] for walk in walks])
                 observations, _, dones, infos = (list(column) for column in zip(*outputs, strict=True))
                 for walk, info in zip(walks, infos, strict=True):
-                    walk.follow(info[TRACE][:3])
+                    walk.follow(info[TRACE][:3] if TRACE in info else None)
                 if not any(dones):
                     continue
                 for i in [i for i, done in enumerate(dones) if done]:
-                    self._finish(walks[i], infos[i])
-                    walks[i] = self._begin(i)
-                    self.left[i] -= 1
-                    bar.update()
+                    if LOST not in infos[i]:
+                        self._finish(walks[i], infos[i])
+                        self.left[i] -= 1
+                        bar.update()
+                    self._give_up(i)
+                    if self.left[i]:
+                        walks[i] = self._begin(i)
                 self._pause_finished(walks, observations)
 
     def _leave_out_the_written(self) -> None:
@@ -157,6 +164,12 @@ class Walkers:
             skipped = walk.recorded.looks if walk.recorded else 0
             looks = {"looks_skipped": skipped} if skipped else {}
             self._write(walk, info, **{key: value for key, value in words.items() if value is not None}, **looks)
+
+    def _give_up(self, index: int) -> None:
+        """Leave out what an environment's simulator has died of."""
+        for (scene, name), why in newly_lost(self.envs, index).items():
+            self.unusable.append(LeftOut(name, scene.removeprefix(self.scenes_dir), why))
+            self.left[index] -= 1
 
     def leave_out(self, walk: Walk) -> None:
         """Note an episode that nobody can walk."""

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import os
-import signal
 from unittest import mock
 
 import numpy as np
@@ -190,10 +188,6 @@ def test_two_workers_share_the_episodes(config):
                     uids.add(int(observation["vlnr1_clock"][0]))
         assert len({name for name, _ in finished}) == 4 and all(success for _, success in finished)
         assert len(uids) == 6
-
-        os.kill(envs._workers[1].pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"environment 1: its worker process ended \(exit code -9"):
-            envs.step([1, 1])
     finally:
         envs.close()
 
@@ -208,7 +202,7 @@ def test_a_failing_worker_says_why(config):
         )
     )
     assert envs.num_envs == 1  # not more than episodes
-    with pytest.raises(RuntimeError, match=r"^environment 0: episode 1: .*needs the file"):
+    with pytest.raises(RuntimeError, match=r"environment 0, episode 1 of .*: episode 1: .*needs the file"):
         envs.reset()
     envs.close()
 

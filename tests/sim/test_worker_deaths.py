@@ -1,0 +1,138 @@
+"""Workers that are killed, hang or crash at an episode: the run goes on, and gives what an undisturbed one gives."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from habitat_baselines.config.default import get_config
+
+from habitat_vlnr1.sim import env_factory
+from habitat_vlnr1.sim.env_factory import VLNVectorEnvFactory
+from habitat_vlnr1.sim.vector_env import LOST, make_env, newly_lost
+from tests.paths import SIM_CONFIGS
+
+houses = pytest.importorskip("habitat_embedded_sim.houses")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("deaths")
+    houses.ensure(
+        root / "data", train_scenes=2, train_episodes_per_scene=2, val_seen_episodes=1, val_unseen_scenes=1,
+        val_unseen_episodes_per_scene=1, forward_step=0.5, num_workers=1,
+    )  # fmt: skip
+    return root
+
+
+@pytest.fixture
+def envs(data, monkeypatch):
+    """Opens environments, two unless told otherwise; `make` stands in for `make_env`."""
+    monkeypatch.chdir(data)
+    opened = []
+
+    def start(*overrides, make=make_env):
+        monkeypatch.setattr(env_factory, "make_env", make)
+        settings = ["vlnr1.task.scenes=null", "+vlnr1/sensors=[expert]", *overrides]
+        opened.append(VLNVectorEnvFactory().construct_envs(get_config("sim_test.yaml", settings, SIM_CONFIGS)))
+        return opened[-1]
+
+    yield start
+    for made in opened:
+        made.close()
+
+
+def walk_all(envs, disturb=lambda envs, step: None):
+    """Every episode once, led by the expert: `{episode: (sum of each view, clocks, last info)}`, and what was lost."""
+    views = envs.reset()
+    left, lost, walked, step = list(envs.number_of_episodes), {}, {}, 0
+    keys = [episode.episode_id for episode in envs.current_episodes()]
+    seen = [[view] for view in views]
+    while any(count > 0 for count in left):
+        disturb(envs, step)
+        step += 1
+        outputs = envs.step([int(view["vlnr1_expert"][0]) for view in views])
+        views = [output[0] for output in outputs]
+        for i, (view, _, done, info) in enumerate(outputs):
+            if not done:
+                seen[i].append(view)
+                continue
+            if LOST not in info and left[i] > 0:
+                left[i] -= 1
+                clocks = np.array([view["vlnr1_clock"] for view in seen[i]])
+                info = {key: value for key, value in info.items() if isinstance(value, float | list)}
+                walked[keys[i]] = [int(view["rgb"].astype(int).sum()) for view in seen[i]], clocks, info
+            for (_, name), why in newly_lost(envs, i).items():
+                lost[name] = why
+                left[i] -= 1
+            keys[i], seen[i] = envs.call_at(i, "current_episode", {"all_info": True}).episode_id, [view]
+    return walked, lost
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name][0] == other[name][0] and one[name][2] == other[name][2], name
+        for clocks in (one[name][1], other[name][1]):  # one rollout, every step
+            assert len(set(clocks[:, 0])) == 1 and clocks[:, 1].tolist() == list(range(len(clocks)))
+
+
+def test_killed_and_hung_workers_change_nothing(envs):
+    undisturbed, _ = walk_all(envs())
+
+    def disturb(envs, step):
+        if step in (2, 9):
+            os.kill(envs._workers[step % 2].pid, signal.SIGKILL)
+
+    walked, lost = walk_all(envs(), disturb)
+    assert_equal(walked, undisturbed)
+    assert not lost
+
+    def hang(envs, step):
+        if step == 4:
+            envs._timeout = 3.0
+            os.kill(envs._workers[0].pid, signal.SIGSTOP)
+        if step == 5:
+            envs._timeout = 600.0
+
+    made = envs()
+    first = made._workers[0].pid
+    walked, lost = walk_all(made, hang)
+    assert_equal(walked, undisturbed)
+    assert not lost and made._workers[0].pid != first
+
+
+@pytest.mark.parametrize("at_reset", [False, True])
+def test_an_episode_that_ends_three_workers_is_given_up(envs, at_reset):
+    def deadly(config, dataset=None):
+        env = make_env(config, dataset)
+        inner = env.unwrapped.habitat_env
+        step, reconfigure = inner.step, inner.reconfigure
+
+        def dying_step(action, **kwargs):
+            if not at_reset and inner.current_episode.episode_id == "2" and inner._elapsed_steps == 2:
+                os._exit(7)
+            return step(action, **kwargs)
+
+        def dying_reset(config):
+            if at_reset and inner.current_episode.episode_id == "2":
+                os._exit(7)
+            reconfigure(config)
+
+        inner.step, inner.reconfigure = dying_step, dying_reset
+        return env
+
+    one = "habitat_baselines.num_environments=1"
+    undisturbed, _ = walk_all(envs(one))
+    walked, lost = walk_all(envs(one, make=deadly))
+    assert list(lost) == ["2"] and lost["2"].startswith("the simulator ended 3 times on it; the last time: its worker")
+    del undisturbed["2"]
+    assert_equal(walked, undisturbed)
+
+
+def test_a_worker_that_never_gets_to_an_episode_ends_the_run(envs):
+    def stillborn(config, dataset=None):
+        os._exit(9)
+
+    with pytest.raises(RuntimeError, match=r"environment 0: its worker process ended \(exit code 9.*, 3 times"):
+        envs("habitat_baselines.num_environments=1", make=stillborn)
