@@ -107,6 +107,10 @@ class Sensor(Partial):
         return self._spec.sensor_type
 
     @property
+    def hfov(self) -> mn.Deg:
+        return self._spec.hfov
+
+    @property
     def object(self) -> SceneNode:
         return self.node
 

@@ -54,7 +54,7 @@ class ObjectControls:
         way = end - start
         if not way.any():  # a turn
             return False
-        filtered = np.asarray(self.move_filter_fn(mn.Vector3(start), mn.Vector3(end)), dtype=np.float64)
+        filtered = np.array([*self.move_filter_fn(mn.Vector3(start), mn.Vector3(end))])
         obj.position = filtered if obj.parent is None else obj.position + (filtered - end)
         gone = filtered - start
         return bool(gone @ gone + _COLLISION_EPS < way @ way)
