@@ -17,10 +17,24 @@ class StandInFinder:
 
     @staticmethod
     def find_spec(fullname: str, path=None, target=None) -> "ModuleSpec | None":
-        """Return the stand-in's spec for one of `NAMES`, None for every other module."""
-        if fullname not in NAMES:
-            return None
-        return PathFinder.find_spec(fullname, [STAND_IN_DIR], target)
+        """Return the stand-in's spec for one of `NAMES`, None for every other module.
+
+        Raises:
+            ModuleNotFoundError: a part of one of them that the stand-in lacks, in words. It comes here last, after
+                all others have looked.
+        """
+        if fullname in NAMES:
+            return PathFinder.find_spec(fullname, [STAND_IN_DIR], target)
+        top = fullname.partition(".")[0]
+        if top in NAMES and _is_stand_in(top) and not fullname.rpartition(".")[2].startswith("_"):
+            from .unsupported import needs_real
+
+            raise ModuleNotFoundError(str(needs_real(fullname)), name=top)
+        return None
+
+
+def _is_stand_in(name: str) -> bool:
+    return (getattr(sys.modules.get(name), "__file__", None) or "").startswith(STAND_IN_DIR)
 
 
 def install() -> None:

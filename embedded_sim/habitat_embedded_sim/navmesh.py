@@ -160,9 +160,10 @@ class NavGrid:
         cell = self._snap(p)[0]
         return int(self._cells.island[cell]) if cell >= 0 else -1
 
-    def island_radius(self, p: ArrayLike) -> float:
-        """Largest distance of a point of p's island from the island's centre; 0 if p is not near the mesh."""
-        island = self.island(p)
+    def island_radius(self, p: ArrayLike | int) -> float:
+        """Largest distance of a point of an island from its centre: of island number p, or of that which the point p
+        projects to; 0 if there is none."""
+        island = p if isinstance(p, int) else self.island(p)
         return float(self._island_radii[island]) if island >= 0 else 0.0
 
     def random_point(self, rng: np.random.Generator, island: int | None = None) -> Point:
@@ -212,6 +213,15 @@ class NavGrid:
     def distance_to_obstacle(self, p: ArrayLike, max_search_radius: float = 2.0) -> float:
         """Distance in metres from p to the border of the mesh, at most max_search_radius."""
         return self.closest_obstacle(p, max_search_radius)[0]
+
+    def squares(self, island: int | None = None) -> NDArray[np.float32]:
+        """Corners [N, 4, 3] of the cells that are navigable, wholly or in part, each level at its floor's height."""
+        g = self._cells
+        pool = self._standing if island is None else self._standing[g.island[self._standing] == island]
+        row, column = np.divmod(g.column[pool], g.nx)
+        low = np.stack([g.x0 + column * g.size, g.floor[pool], g.z0 + row * g.size], axis=1)
+        corners = np.array([(0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0)]) * g.size
+        return (low[:, None] + corners).astype(np.float32)
 
     # ---- moving -------------------------------------------------------------------------------------------
 
@@ -273,10 +283,14 @@ class NavGrid:
 
     def topdown(self, meters_per_pixel: float, height: float, eps: float = 0.5) -> NDArray[np.bool_]:
         """Map bool [z, x]: where a floor within eps of `height` is navigable; [0, 0] is the lower corner."""
+        return self.topdown_islands(meters_per_pixel, height, eps) >= 0
+
+    def topdown_islands(self, meters_per_pixel: float, height: float, eps: float = 0.5) -> NDArray[np.int32]:
+        """As `topdown`, int32: the island of that floor, -1 where it is not navigable."""
         if not meters_per_pixel > 0:
             raise ValueError(f"topdown: meters_per_pixel = {meters_per_pixel}: give a number > 0")
         low, high = self._bounds.astype(np.float64)
-        out = np.zeros([int((high[i] - low[i]) / meters_per_pixel) for i in (2, 0)], np.bool_)
+        out = np.empty([int((high[i] - low[i]) / meters_per_pixel) for i in (2, 0)], np.int32)
         step = float(meters_per_pixel)
         surface.draw_map(self._cells, float(low[0]), float(low[2]), step, float(height), float(eps), out)
         return out

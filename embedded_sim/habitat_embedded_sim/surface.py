@@ -346,7 +346,8 @@ def cell_at(g, x, y, z, reach_y, slack):
 
 @jit
 def draw_map(g, x0, z0, step, y, reach_y, out):
-    """Fill the map out [rows, columns]: whether (x0 + column * step, y, z0 + row * step) is navigable."""
+    """Fill the map out [rows, columns]: island of (x0 + column * step, y, z0 + row * step), -1 if not navigable."""
     for row in range(out.shape[0]):
         for col in range(out.shape[1]):
-            out[row, col] = cell_at(g, x0 + col * step, y, z0 + row * step, reach_y, TOUCH) >= 0
+            c = cell_at(g, x0 + col * step, y, z0 + row * step, reach_y, TOUCH)
+            out[row, col] = g.island[c] if c >= 0 else -1

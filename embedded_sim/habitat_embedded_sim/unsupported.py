@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,28 @@ def needs_real(name: str) -> NeedsRealHabitatSim:
         f"{name} is not part of the embedded simulator, which covers navigation only: "
         "install the real habitat-sim (conda install habitat-sim -c conda-forge -c aihabitat)"
     )
+
+
+class _PartialType(type):
+    """Names the missing static methods of a class."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise _missing(cls, name)
+
+
+class Partial(metaclass=_PartialType):
+    """Base of classes with a part of what habitat-sim's or Magnum's have; the rest is named when it is asked for."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise _missing(type(self), name)
+
+
+def _missing(cls: type, name: str) -> AttributeError:
+    if name.startswith("_"):  # numpy, copy, typing and inspect probe for such names
+        return AttributeError(f"{cls.__qualname__!r} object has no attribute {name!r}")
+    return needs_real(f"{cls.__module__}.{cls.__qualname__}.{name}")
 
 
 class PlaceholderType(type):
@@ -43,7 +66,12 @@ def add_placeholders(namespace: dict[str, Any], names: str) -> None:
 
 
 def missing_attribute(module: str) -> Callable[[str], Any]:
-    """A module-level `__getattr__` that says which name of `module` is missing."""
+    """A module-level `__getattr__` that says which name of `module` is missing.
+
+    The module is made to look like a package, so that `from module import name` asks the import finder for what it
+    lacks, and it can say so too: Python hides what `__getattr__` says there.
+    """
+    vars(sys.modules[module]).setdefault("__path__", [])
 
     def __getattr__(name: str) -> Any:
         if name.startswith("_"):

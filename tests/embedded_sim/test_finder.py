@@ -77,8 +77,12 @@ def test_what_is_missing_says_so_in_one_line() -> None:
         lambda: habitat_sim.physics.VelocityControl(),
         lambda: habitat_sim.physics.MotionType.KINEMATIC,
         lambda: habitat_sim.ReplayRenderer.create_batch_replay_renderer,
-        lambda: habitat_sim.geo,
-        lambda: magnum.Matrix4.rotation_x,
+        lambda: habitat_sim.attributes,
+        lambda: habitat_sim.PathFinder().build,
+        lambda: habitat_sim.agent.controls.PyRobotNoisyActuationSpec(0.25),
+        lambda: magnum.Matrix4.perspective_projection,
+        lambda: magnum.Vector3(1.0).flipped,
+        lambda: magnum.math.popcount,
         lambda: magnum.trade.ImporterManager().load_and_instantiate("AnySceneImporter"),
     ):
         with pytest.raises(NotImplementedError, match="real habitat-sim") as caught:

@@ -13,24 +13,28 @@ if not hasattr(magnum, "Vector3"):
 
 from habitat_embedded_sim.unsupported import add_placeholders, missing_attribute
 
-from . import _ext, agent, errors, gfx, logging, metadata, nav, physics, scene, sensor, sim, simulator, utils
+from . import _ext, agent, errors, geo, gfx, logging, metadata, nav, physics, scene, sensor, sim, simulator, utils
 from .agent.agent import ActionSpec, ActuationSpec, Agent, AgentConfiguration, AgentState, SixDOFPose
+from .agent.controls import ObjectControls, PyRobotNoisyActuationSpec, SceneNodeControl
 from .nav import (
     GreedyFollowerCodes,
     GreedyGeodesicFollower,
+    HitRecord,
     MultiGoalShortestPath,
     NavMeshSettings,
     PathFinder,
     ShortestPath,
 )
-from .scene import SceneNode, SemanticScene
-from .sensor import CameraSensorSpec, Sensor, SensorSpec, SensorSubType, SensorType
+from .registry import registry
+from .scene import SceneGraph, SceneNode, SceneNodeType, SemanticScene
+from .sensor import CameraSensor, CameraSensorSpec, Sensor, SensorSpec, SensorSubType, SensorType
 from .sim import SimulatorConfiguration
 from .simulator import Configuration, Simulator
 
 __version__ = "0.3.4+embedded"
 cuda_enabled = False
 built_with_bullet = False
+audio_enabled = False
 stage_id = 0
 
 add_placeholders(
@@ -45,14 +49,21 @@ __all__ = [
     "Agent",
     "AgentConfiguration",
     "AgentState",
+    "CameraSensor",
     "CameraSensorSpec",
     "Configuration",
     "GreedyFollowerCodes",
     "GreedyGeodesicFollower",
+    "HitRecord",
     "MultiGoalShortestPath",
     "NavMeshSettings",
+    "ObjectControls",
     "PathFinder",
+    "PyRobotNoisyActuationSpec",
+    "SceneGraph",
     "SceneNode",
+    "SceneNodeControl",
+    "SceneNodeType",
     "SemanticScene",
     "Sensor",
     "SensorSpec",
@@ -65,11 +76,13 @@ __all__ = [
     "_ext",
     "agent",
     "errors",
+    "geo",
     "gfx",
     "logging",
     "metadata",
     "nav",
     "physics",
+    "registry",
     "scene",
     "sensor",
     "sim",

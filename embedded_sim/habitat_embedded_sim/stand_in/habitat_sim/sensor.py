@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+import magnum as mn
 import numpy as np
 import quaternion as qt
 from habitat_embedded_sim.render import Camera, View
-from habitat_embedded_sim.unsupported import missing_attribute, needs_real
+from habitat_embedded_sim.unsupported import Partial, add_placeholders, missing_attribute, needs_real
 
-from .scene import SceneNode
+from .scene import SceneNode, SceneNodeType
 
 
 class SensorType(IntEnum):
@@ -31,42 +32,60 @@ class SensorSubType(IntEnum):
     NONE = 0
     PINHOLE = 1
     ORTHOGRAPHIC = 2
+    FISHEYE = 3
+    EQUIRECTANGULAR = 4
+
+
+_KINDS = {
+    "position": mn.Vector3,
+    "orientation": mn.Vector3,
+    "resolution": mn.Vector2i,
+    "hfov": mn.Deg,
+    "clear_color": mn.Color4,
+}
 
 
 @dataclass
-class SensorSpec:
+class SensorSpec(Partial):
     """What every sensor has. position: metres, relative to the agent; orientation: radians around x, then y, then z;
-    resolution: [height, width]."""
+    resolution: [height, width]. They take what converts to Magnum's types, and read as those."""
 
     uuid: str = ""
     sensor_type: SensorType = SensorType.NONE
     sensor_subtype: SensorSubType = SensorSubType.NONE
-    position: Any = field(default_factory=lambda: np.array([0.0, 1.5, 0.0]))
-    orientation: Any = field(default_factory=lambda: np.zeros(3))
-    resolution: Any = field(default_factory=lambda: [84, 84])
+    position: Any = (0.0, 1.5, 0.0)
+    orientation: Any = (0.0, 0.0, 0.0)
+    resolution: Any = (84, 84)
     noise_model: str = "None"
     noise_model_kwargs: dict[str, Any] = field(default_factory=dict)
     gpu2gpu_transfer: bool = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        kind = _KINDS.get(name)
+        super().__setattr__(name, value if kind is None else kind(value))
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return all(np.array_equal(mine, vars(other)[name]) for name, mine in vars(self).items())
+        return vars(self) == vars(other)
 
     __hash__ = None
 
 
 @dataclass(eq=False)
 class CameraSensorSpec(SensorSpec):
-    """A pinhole camera; hfov in degrees. channels: 4 for colour."""
+    """A pinhole camera; hfov in degrees; channels: 4 for colour. It sees at every distance, black where nothing is."""
 
     sensor_type: SensorType = SensorType.COLOR
     sensor_subtype: SensorSubType = SensorSubType.PINHOLE
-    hfov: float = 90.0
+    hfov: Any = 90.0
     channels: int = 4
+    near: float = 0.01
+    far: float = 1000.0
+    clear_color: Any = (0.0, 0.0, 0.0, 1.0)
 
 
-class Sensor:
+class Sensor(Partial):
     """A camera on a node. `render` gives its node's view of the current scene; the simulator supplies it."""
 
     def __init__(self, spec: SensorSpec, parent: SceneNode, render: Callable[[Sensor], View]) -> None:
@@ -75,6 +94,7 @@ class Sensor:
         self._render = render
         self._image: np.ndarray | None = None
         self.node = SceneNode(parent)
+        self.node.type, self.node.sensor = SceneNodeType.SENSOR, self
         self.camera = Camera(int(spec.resolution[0]), int(spec.resolution[1]), float(spec.hfov))
         self.set_transformation_from_spec()
 
@@ -85,6 +105,10 @@ class Sensor:
     @property
     def sensor_type(self) -> SensorType:
         return self._spec.sensor_type
+
+    @property
+    def hfov(self) -> mn.Deg:
+        return self._spec.hfov
 
     @property
     def object(self) -> SceneNode:
@@ -113,7 +137,8 @@ class Sensor:
         return self._image.copy()  # the renderer remembers its views; callers may write into what they get
 
 
-CameraSensor = Sensor
+CameraSensor = VisualSensor = Sensor
+add_placeholders(globals(), "SensorFactory")
 
 
 def _check(spec: SensorSpec) -> None:
@@ -126,6 +151,10 @@ def _check(spec: SensorSpec) -> None:
         raise needs_real(f"sensor {spec.uuid!r}: noise model {spec.noise_model!r}")
     if spec.gpu2gpu_transfer:
         raise needs_real(f"sensor {spec.uuid!r}: gpu2gpu_transfer (habitat_sim_v0.gpu_gpu)")
+    if spec.near > 0.01 or spec.far < 100.0:
+        raise needs_real(f"sensor {spec.uuid!r}: a camera that sees from {spec.near:g} to {spec.far:g} m only")
+    if any(spec.clear_color[:3]):
+        raise needs_real(f"sensor {spec.uuid!r}: a background colour")
 
 
 __getattr__ = missing_attribute(__name__)

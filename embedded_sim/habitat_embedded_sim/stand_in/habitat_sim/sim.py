@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from habitat_embedded_sim.unsupported import missing_attribute, needs_real
+from habitat_embedded_sim.unsupported import Partial, missing_attribute
 
 from .nav import NavMeshSettings
 
@@ -32,13 +32,8 @@ class SimulatorConfiguration:
     leave_context_with_background_renderer: bool = False
 
 
-class SimulatorBackend:
+class SimulatorBackend(Partial):
     """The part of the simulator that is C++ in habitat-sim; here a common base, used in annotations."""
-
-    def __getattr__(self, name: str):
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise needs_real(f"habitat_sim.Simulator.{name}")
 
 
 __getattr__ = missing_attribute(__name__)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import magnum as mn
 import numpy as np
 from habitat_embedded_sim.render import View
 from habitat_embedded_sim.scene import Scene, open_scene
@@ -74,7 +75,7 @@ class Simulator(SimulatorBackend):
             settings = sim_cfg.navmesh_settings
         self.recompute_navmesh(self.pathfinder, settings)
         self.sensors = {}
-        self.agents = [Agent(agent, ObjectControls(self.step_filter), self.sensors) for agent in config.agents]
+        self.agents = [Agent(SceneNode(), agent, ObjectControls(self.step_filter)) for agent in config.agents]
         for agent_id, agent_config in enumerate(config.agents):
             for spec in agent_config.sensor_specifications:
                 self.create_sensor(spec, agent_id)
@@ -138,7 +139,7 @@ class Simulator(SimulatorBackend):
             observations[agent_id]["collided"] = hit
         return observations if many else observations[self._default_agent_id]
 
-    def step_filter(self, start_pos: np.ndarray, end_pos: np.ndarray) -> np.ndarray:
+    def step_filter(self, start_pos: mn.Vector3, end_pos: mn.Vector3) -> mn.Vector3:
         """Where a body that walks from start to end arrives; end itself where there is no navmesh."""
         if not self.pathfinder.is_loaded:
             return end_pos
@@ -185,7 +186,8 @@ class Simulator(SimulatorBackend):
 
     def remove_sensor(self, uuid: str) -> None:
         """Remove a camera."""
-        del self.sensors[uuid]
+        node = self.sensors.pop(uuid).node
+        node.parent.children.remove(node)
 
     def get_sensor(self, sensor_uuid: str, agent_id: int | None = None) -> Sensor:
         return self.sensors[sensor_uuid]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import quaternion as qt
+from habitat_embedded_sim.unsupported import Partial, needs_real
 
-from ..scene import SceneNode
+from ..scene import SceneNode, SceneNodeType
 from ..sensor import Sensor, SensorSpec
 from ..utils.common import quat_from_coeffs
 from .controls import ActuationSpec, ObjectControls
@@ -60,7 +62,7 @@ class AgentConfiguration:
 
 
 def _position(value: Any) -> np.ndarray:
-    position = np.array(value, dtype=np.float64)
+    position = np.array([*value], dtype=np.float64)
     if position.shape != (3,) or not np.isfinite(position).all():
         raise ValueError(f"agent position {value!r}: give three finite numbers, in metres")
     return position
@@ -73,25 +75,39 @@ def _rotation(value: Any) -> qt.quaternion:
     return quat.normalized()
 
 
-class Agent:
-    """An agent. Its sensors belong to the simulator; `sensors` is a view of those on this agent's node."""
+class Agent(Partial):
+    """A body on a node of the scene, whose sensors are those on its node and below."""
 
-    def __init__(self, agent_config: AgentConfiguration, controls: ObjectControls, sensors: dict[str, Sensor]) -> None:
-        self.agent_config = agent_config
-        self.controls = controls
-        self.scene_node = SceneNode()
+    def __init__(
+        self,
+        scene_node: SceneNode,
+        agent_config: AgentConfiguration | None = None,
+        controls: ObjectControls | None = None,
+    ) -> None:
+        self.agent_config = AgentConfiguration() if agent_config is None else agent_config
+        self.controls = ObjectControls() if controls is None else controls
+        self.scene_node = scene_node
+        self.body = SimpleNamespace(object=scene_node)
+        scene_node.type = SceneNodeType.AGENT
         self.initial_state: AgentState | None = None
-        self._all_sensors = sensors
+
+    def reconfigure(self, agent_config: AgentConfiguration, reconfigure_sensors: bool = False) -> None:
+        """Take another action space and size; the simulator makes sensors."""
+        if reconfigure_sensors and agent_config.sensor_specifications:
+            raise needs_real("habitat_sim.Agent.reconfigure with sensors")
+        self.agent_config = agent_config
 
     @property
     def sensors(self) -> Mapping[str, Sensor]:
-        return {uuid: s for uuid, s in self._all_sensors.items() if s.node.parent is self.scene_node}
+        return self.scene_node.subtree_sensors
+
+    _sensors = sensors  # Habitat-Lab's name for them
 
     def act(self, action_id: Any) -> bool:
         """Take an action of the action space; returns whether it collided."""
         if action_id not in self.agent_config.action_space:
             known = ", ".join(map(repr, self.agent_config.action_space))
-            raise KeyError(f"action {action_id!r} is not in the agent's action space: {known}")
+            raise AssertionError(f"action {action_id!r} is not in the agent's action space: {known}")
         spec = self.agent_config.action_space[action_id]
         if self.controls.is_body_action(spec.name):
             return self.controls.action(self.scene_node, spec.name, spec.actuation)

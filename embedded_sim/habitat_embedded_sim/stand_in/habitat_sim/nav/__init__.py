@@ -3,12 +3,13 @@
 from habitat_embedded_sim.unsupported import missing_attribute
 
 from .follower import GreedyFollowerCodes, GreedyGeodesicFollower
-from .pathfinder import MultiGoalShortestPath, NavMeshSettings, PathFinder, ShortestPath
+from .pathfinder import HitRecord, MultiGoalShortestPath, NavMeshSettings, PathFinder, ShortestPath
 
 __getattr__ = missing_attribute(__name__)
 __all__ = [
     "GreedyFollowerCodes",
     "GreedyGeodesicFollower",
+    "HitRecord",
     "MultiGoalShortestPath",
     "NavMeshSettings",
     "PathFinder",

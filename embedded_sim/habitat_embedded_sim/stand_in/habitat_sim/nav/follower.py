@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import quaternion as qt
+from habitat_embedded_sim.unsupported import Partial
 
 from ..agent.agent import Agent
 from ..agent.controls import ActuationSpec
 from ..errors import GreedyFollowerError
 from ..scene import SceneNode
-from .pathfinder import PathFinder, ShortestPath
+from .pathfinder import PathFinder
 
 _TURN_COST = 0.0125
 _COLLISION_COST = 0.25
@@ -37,7 +38,7 @@ class GreedyFollowerCodes(IntEnum):
     RIGHT = 2
 
 
-class GreedyGeodesicFollower:
+class GreedyGeodesicFollower(Partial):
     """Follows the shortest path of one agent, with the agent's own forward and turn actions.
 
     `goal_radius`: metres within which the answer is stop; 0.75 forward steps where None. The keys are what is
@@ -88,7 +89,7 @@ class GreedyGeodesicFollower:
 
     def next_action_along(self, goal_pos: np.ndarray) -> Any:
         """The key of the next action towards `goal_pos` [3]; GreedyFollowerError where no action leads there."""
-        goal = np.asarray(goal_pos, dtype=np.float64)
+        goal = np.array([*goal_pos], dtype=np.float64)
         if self.last_goal is None or not np.allclose(goal, self.last_goal):
             self.reset()
             self.last_goal = goal
@@ -105,7 +106,7 @@ class GreedyGeodesicFollower:
     def find_path(self, goal_pos: np.ndarray) -> list[Any]:
         """The keys of all actions to `goal_pos`, stop included; GreedyFollowerError where there is no way."""
         self.reset()
-        goal = np.asarray(goal_pos, dtype=np.float64)
+        goal = np.array([*goal_pos], dtype=np.float64)
         node = SceneNode()
         node.position, node.orientation = self.agent.scene_node.position, self.agent.scene_node.orientation
         keys: list[Any] = []
@@ -128,9 +129,7 @@ class GreedyGeodesicFollower:
         return self.agent.controls.action(node, name, spec)
 
     def _distance(self, position: np.ndarray, goal: np.ndarray) -> float:
-        path = ShortestPath(position, goal)
-        self.pathfinder.find_path(path)
-        return path.geodesic_distance
+        return self.pathfinder.grid.find_path(position, goal)[0]
 
     def _best_primitive(
         self, position: np.ndarray, orientation: qt.quaternion, goal: np.ndarray

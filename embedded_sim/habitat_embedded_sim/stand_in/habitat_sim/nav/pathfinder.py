@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+import magnum as mn
 import numpy as np
 from habitat_embedded_sim import navmesh
 from habitat_embedded_sim.navmesh import NavGrid
+from habitat_embedded_sim.unsupported import Partial
 
 
 @dataclass
@@ -38,6 +41,18 @@ class NavMeshSettings:
         for item in fields(self):
             setattr(self, item.name, item.default)
 
+    def write_to_json(self, path: str) -> None:
+        """Write every value under its name."""
+        with open(path, "w") as file:
+            json.dump(vars(self), file, indent=2)
+
+    def read_from_json(self, path: str) -> None:
+        """Take the values of a file, and leave those that it does not name."""
+        with open(path) as file:
+            values = json.load(file)
+        for item in fields(self):
+            setattr(self, item.name, values.get(item.name, getattr(self, item.name)))
+
     def for_grid(self) -> navmesh.NavMeshSettings:
         """The part that the grid knows."""
         return navmesh.NavMeshSettings(
@@ -45,28 +60,71 @@ class NavMeshSettings:
         )
 
 
-@dataclass(eq=False)
-class ShortestPath:
-    """A query and its answer: points [N, 3] and the geodesic distance (infinity where there is no path)."""
+class _Path(Partial):
+    """What both kinds of path have. Points stay an array until they are read: a step asks for the distance alone."""
 
-    requested_start: Sequence[float] | np.ndarray | None = None
-    requested_end: Sequence[float] | np.ndarray | None = None
-    points: list[np.ndarray] = field(default_factory=list)
-    geodesic_distance: float = float("inf")
+    def __init__(self) -> None:
+        self._start: mn.Vector3 | None = None
+        self._ends = np.empty((0, 3), np.float32)
+        self._points = np.empty((0, 3), np.float32)
+        self.geodesic_distance = float("inf")
+
+    @property
+    def requested_start(self) -> mn.Vector3 | None:
+        return self._start
+
+    @requested_start.setter
+    def requested_start(self, point: Sequence[float]) -> None:
+        self._start = mn.Vector3(point)
+
+    @property
+    def points(self) -> list[mn.Vector3]:
+        return _vectors(self._points)
 
 
-@dataclass(eq=False)
-class MultiGoalShortestPath:
-    """As `ShortestPath`, to the nearest of several ends [K, 3]; `closest_end_point_index` says which (−1: none)."""
+class ShortestPath(_Path):
+    """A query and its answer: points and the geodesic distance (infinity where there is no path)."""
 
-    requested_start: Sequence[float] | np.ndarray | None = None
-    requested_ends: Sequence[Sequence[float]] | np.ndarray = ()
-    points: list[np.ndarray] = field(default_factory=list)
-    geodesic_distance: float = float("inf")
-    closest_end_point_index: int = -1
+    @property
+    def requested_end(self) -> mn.Vector3 | None:
+        return mn.Vector3(self._ends[0]) if len(self._ends) else None
+
+    @requested_end.setter
+    def requested_end(self, point: Sequence[float]) -> None:
+        self._ends = np.array([[*point]], np.float32)
 
 
-class PathFinder:
+class MultiGoalShortestPath(_Path):
+    """As `ShortestPath`, to the nearest of several ends; `closest_end_point_index` says which (−1: none)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closest_end_point_index = -1
+
+    @property
+    def requested_ends(self) -> list[mn.Vector3]:
+        return _vectors(self._ends)
+
+    @requested_ends.setter
+    def requested_ends(self, points: Sequence[Sequence[float]] | np.ndarray) -> None:
+        self._ends = np.array([[*point] for point in points], np.float32).reshape(-1, 3)
+
+
+@dataclass
+class HitRecord:
+    """The nearest point of the navmesh's border, the normal there, and how far it is (metres)."""
+
+    hit_pos: mn.Vector3 = field(default_factory=mn.Vector3)
+    hit_normal: mn.Vector3 = field(default_factory=mn.Vector3)
+    hit_dist: float = 0.0
+
+
+def _vectors(points: np.ndarray) -> list[mn.Vector3]:
+    """[N, 3] as vectors, whose elements are Python floats."""
+    return [mn.Vector3(point) for point in points.tolist()]
+
+
+class PathFinder(Partial):
     """Answers where an agent can stand and walk. `is_loaded` is False in a scene without triangles."""
 
     def __init__(self) -> None:
@@ -97,27 +155,31 @@ class PathFinder:
 
     def find_path(self, path: ShortestPath | MultiGoalShortestPath) -> bool:
         """Fill in the path's points and distance; whether there is one."""
-        many = isinstance(path, MultiGoalShortestPath)
-        ends = np.asarray(path.requested_ends if many else [path.requested_end], dtype=np.float32).reshape(-1, 3)
-        distance, points, index = self.grid.find_path(path.requested_start, ends)
-        path.geodesic_distance, path.points = float(distance), list(points)
-        if many:
+        if path._start is None or not len(path._ends):
+            raise ValueError("find_path: the path has no start or no end: set requested_start and requested_end(s)")
+        path.geodesic_distance, path._points, index = self.grid.find_path(path._start, path._ends)
+        if isinstance(path, MultiGoalShortestPath):
             path.closest_end_point_index = index
-        return bool(np.isfinite(distance))
+        return path.geodesic_distance < float("inf")
 
-    def get_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper corner of the scene, float32 [3] each."""
-        return self.grid.bounds()
+    def get_bounds(self) -> tuple[mn.Vector3, mn.Vector3]:
+        """Lower and upper corner of the scene."""
+        low, high = self.grid.bounds()
+        return mn.Vector3(low), mn.Vector3(high)
 
     def get_topdown_view(self, meters_per_pixel: float, height: float, eps: float = 0.5) -> np.ndarray:
         """bool [z, x]: where a floor within `eps` of `height` is navigable."""
         return self.grid.topdown(meters_per_pixel, height, eps)
 
+    def get_topdown_island_view(self, meters_per_pixel: float, height: float, eps: float = 0.5) -> np.ndarray:
+        """int32 [z, x]: the island of that floor, −1 where it is not navigable."""
+        return self.grid.topdown_islands(meters_per_pixel, height, eps)
+
     def is_navigable(self, pt: Sequence[float], max_y_delta: float = 0.5) -> bool:
         return self.grid.is_navigable(pt, max_y_delta)
 
-    def island_radius(self, pt: Sequence[float]) -> float:
-        """Radius in metres of the island that `pt` is on, 0 where it is on none."""
+    def island_radius(self, pt: Sequence[float] | int) -> float:
+        """Radius in metres of an island, given by its number or by a point on it; 0 where the point is on none."""
         return self.grid.island_radius(pt)
 
     def get_island(self, pt: Sequence[float]) -> int:
@@ -127,32 +189,45 @@ class PathFinder:
     def distance_to_closest_obstacle(self, pt: Sequence[float], max_search_radius: float = 2.0) -> float:
         return self.grid.distance_to_obstacle(pt, max_search_radius)
 
-    def get_random_navigable_point(self, max_tries: int = 10, island_index: int = -1) -> np.ndarray:
+    def closest_obstacle_surface_point(self, pt: Sequence[float], max_search_radius: float = 2.0) -> HitRecord:
+        """The nearest border of the navmesh; NaN where none is within the radius."""
+        distance, point, normal = self.grid.closest_obstacle(pt, max_search_radius)
+        return HitRecord(mn.Vector3(point), mn.Vector3(normal), distance)
+
+    def get_random_navigable_point(self, max_tries: int = 10, island_index: int = -1) -> mn.Vector3:
         """A point uniform over the navigable area, of one island where its index is given; NaN for none."""
-        return self.grid.random_point(self._rng, None if island_index < 0 else island_index)
+        return mn.Vector3(self.grid.random_point(self._rng, None if island_index < 0 else island_index))
 
     def get_random_navigable_point_near(
         self, circle_center: Sequence[float], radius: float, max_tries: int = 100, island_index: int = -1
-    ) -> np.ndarray:
+    ) -> mn.Vector3:
         """A point within `radius` metres of the centre, on its island; NaN where `max_tries` find none."""
         if island_index >= 0 and self.grid.island(circle_center) != island_index:
-            return np.full(3, np.nan, np.float32)
-        return self.grid.random_point_near(circle_center, radius, self._rng, max_tries)
+            return mn.Vector3(float("nan"))
+        return mn.Vector3(self.grid.random_point_near(circle_center, radius, self._rng, max_tries))
 
-    def snap_point(self, pt: Sequence[float], island_index: int = -1) -> np.ndarray:
+    def snap_point(self, point: Sequence[float], island_index: int = -1) -> mn.Vector3:
         """The nearest navigable point, NaN where there is none (on that island)."""
-        snapped = self.grid.snap(pt)
-        if island_index >= 0 and self.grid.island(pt) != island_index:
-            return np.full(3, np.nan, np.float32)
-        return snapped
+        if island_index >= 0 and self.grid.island(point) != island_index:
+            return mn.Vector3(float("nan"))
+        return mn.Vector3(self.grid.snap(point))
 
-    def try_step(self, start: Sequence[float], end: Sequence[float]) -> np.ndarray:
+    def try_step(self, start: Sequence[float], end: Sequence[float]) -> mn.Vector3:
         """Where walking from start towards end leads, sliding along walls."""
-        return self.grid.step(start, end, slide=True)
+        return mn.Vector3(self.grid.step(start, end, slide=True))
 
-    def try_step_no_sliding(self, start: Sequence[float], end: Sequence[float]) -> np.ndarray:
+    def try_step_no_sliding(self, start: Sequence[float], end: Sequence[float]) -> mn.Vector3:
         """Where walking from start towards end leads, stopping at walls."""
-        return self.grid.step(start, end, slide=False)
+        return mn.Vector3(self.grid.step(start, end, slide=False))
+
+    def build_navmesh_vertices(self, island_index: int = -1) -> list[mn.Vector3]:
+        """Corners of the navigable squares of the grid, four each, of one island or all; Recast has polygons there."""
+        return _vectors(self.grid.squares(None if island_index < 0 else island_index).reshape(-1, 3))
+
+    def build_navmesh_vertex_indices(self, island_index: int = -1) -> list[int]:
+        """Two triangles for every square of `build_navmesh_vertices`."""
+        count = len(self.grid.squares(None if island_index < 0 else island_index))
+        return (4 * np.arange(count)[:, None] + (0, 1, 2, 0, 2, 3)).ravel().tolist()
 
     @property
     def navigable_area(self) -> float:

@@ -1,0 +1,27 @@
+"""What every action has."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+from ...scene import SceneNode
+
+
+@dataclass
+class ActuationSpec:
+    """How much: metres or degrees; `constraint`: how far (degrees) a camera may look away from its rest pose."""
+
+    amount: float
+    constraint: float | None = None
+
+
+@dataclass
+class SceneNodeControl(abc.ABC):
+    """Base of all actions, own ones too; see `habitat_sim.registry`."""
+
+    body_action: bool = False
+
+    @abc.abstractmethod
+    def __call__(self, scene_node: SceneNode, actuation_spec: ActuationSpec) -> None:
+        """Move or turn the node."""
