@@ -53,8 +53,6 @@ class SensorSpec:
             return NotImplemented
         return all(np.array_equal(mine, vars(other)[name]) for name, mine in vars(self).items())
 
-    __hash__ = None
-
 
 @dataclass(eq=False)
 class CameraSensorSpec(SensorSpec):
@@ -70,8 +68,7 @@ class Sensor:
     """A camera on a node. `render` gives its node's view of the current scene; the simulator supplies it."""
 
     def __init__(self, spec: SensorSpec, parent: SceneNode, render: Callable[[Sensor], View]) -> None:
-        _check(spec)
-        self._spec = spec
+        spec = self._spec = _checked(spec)
         self._render = render
         self._image: np.ndarray | None = None
         self.node = SceneNode(parent)
@@ -110,14 +107,15 @@ class Sensor:
         """The drawn image: uint8 [H, W, 4] (colour), float32 [H, W] (metres) or uint32 [H, W] (semantic ids)."""
         if self._image is None:
             self.draw_observation()
+        assert self._image is not None
         return self._image.copy()  # the renderer remembers its views; callers may write into what they get
 
 
 CameraSensor = Sensor
 
 
-def _check(spec: SensorSpec) -> None:
-    """Raise where the specification asks for what is not rendered here."""
+def _checked(spec: SensorSpec) -> CameraSensorSpec:
+    """The specification; raises where it asks for what is not rendered here."""
     if not isinstance(spec, CameraSensorSpec) or spec.sensor_subtype != SensorSubType.PINHOLE:
         raise needs_real(f"sensor {spec.uuid!r}: a camera other than a pinhole")
     if spec.sensor_type not in (SensorType.COLOR, SensorType.DEPTH, SensorType.SEMANTIC):
@@ -126,6 +124,7 @@ def _check(spec: SensorSpec) -> None:
         raise needs_real(f"sensor {spec.uuid!r}: noise model {spec.noise_model!r}")
     if spec.gpu2gpu_transfer:
         raise needs_real(f"sensor {spec.uuid!r}: gpu2gpu_transfer (habitat_sim_v0.gpu_gpu)")
+    return spec
 
 
 __getattr__ = missing_attribute(__name__)

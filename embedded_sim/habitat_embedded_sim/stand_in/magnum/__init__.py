@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math as _math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from habitat_embedded_sim.unsupported import PlaceholderType, add_placeholders, missing_attribute
@@ -33,7 +34,9 @@ class _Vector(np.ndarray):
     _size = 0
 
     def __new__(cls, *values: float | Iterable[float]) -> _Vector:
-        data = values[0] if len(values) == 1 and np.ndim(values[0]) == 1 else values or (0.0,)
+        data: Any = values or (0.0,)
+        if len(data) == 1 and np.ndim(data[0]) == 1:
+            data = data[0]
         return np.array(np.broadcast_to(np.asarray(data, dtype=np.float32), cls._size)).view(cls)
 
     @classmethod
@@ -85,7 +88,7 @@ class Quaternion:
     def __mul__(self, other: Quaternion) -> Quaternion:
         a, b = self.vector.astype(np.float64), other.vector.astype(np.float64)
         vector = self.scalar * b + other.scalar * a + np.cross(a, b)
-        return Quaternion(vector, self.scalar * other.scalar - a @ b)
+        return Quaternion(vector, float(self.scalar * other.scalar - a @ b))
 
     def __repr__(self) -> str:
         return f"Quaternion({tuple(float(v) for v in self.vector)}, {self.scalar})"

@@ -65,11 +65,13 @@ class ObjectControls:
         """
         if action_name == "stop":
             return False
+        if action_name not in _TURNS and action_name not in _MOVES:
+            raise needs_real(f"action {action_name!r}")
+        if actuation_spec is None:
+            raise ValueError(f"action {action_name!r} needs an ActuationSpec: how far")
         if action_name in _TURNS:
             _turn(obj, _TURNS[action_name], actuation_spec)
             return False
-        if action_name not in _MOVES:
-            raise needs_real(f"action {action_name!r}")
         way = qt.as_rotation_matrix(obj.orientation) @ np.array(_MOVES[action_name]) * actuation_spec.amount
         if not apply_filter:
             obj.position = obj.position + way

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from habitat_embedded_sim import navmesh
 from habitat_embedded_sim.navmesh import NavGrid
+from numpy.typing import ArrayLike
 
 
 @dataclass
@@ -97,11 +98,13 @@ class PathFinder:
 
     def find_path(self, path: ShortestPath | MultiGoalShortestPath) -> bool:
         """Fill in the path's points and distance; whether there is one."""
-        many = isinstance(path, MultiGoalShortestPath)
-        ends = np.asarray(path.requested_ends if many else [path.requested_end], dtype=np.float32).reshape(-1, 3)
+        wanted = path.requested_ends if isinstance(path, MultiGoalShortestPath) else [path.requested_end]
+        if path.requested_start is None or any(end is None for end in wanted):
+            raise ValueError("find_path needs requested_start, and requested_end or requested_ends")
+        ends = np.asarray(wanted, dtype=np.float32).reshape(-1, 3)
         distance, points, index = self.grid.find_path(path.requested_start, ends)
         path.geodesic_distance, path.points = float(distance), list(points)
-        if many:
+        if isinstance(path, MultiGoalShortestPath):
             path.closest_end_point_index = index
         return bool(np.isfinite(distance))
 
@@ -113,18 +116,18 @@ class PathFinder:
         """bool [z, x]: where a floor within `eps` of `height` is navigable."""
         return self.grid.topdown(meters_per_pixel, height, eps)
 
-    def is_navigable(self, pt: Sequence[float], max_y_delta: float = 0.5) -> bool:
+    def is_navigable(self, pt: ArrayLike, max_y_delta: float = 0.5) -> bool:
         return self.grid.is_navigable(pt, max_y_delta)
 
-    def island_radius(self, pt: Sequence[float]) -> float:
+    def island_radius(self, pt: ArrayLike) -> float:
         """Radius in metres of the island that `pt` is on, 0 where it is on none."""
         return self.grid.island_radius(pt)
 
-    def get_island(self, pt: Sequence[float]) -> int:
+    def get_island(self, pt: ArrayLike) -> int:
         """Number of the island that `pt` projects to, −1 for none."""
         return self.grid.island(pt)
 
-    def distance_to_closest_obstacle(self, pt: Sequence[float], max_search_radius: float = 2.0) -> float:
+    def distance_to_closest_obstacle(self, pt: ArrayLike, max_search_radius: float = 2.0) -> float:
         return self.grid.distance_to_obstacle(pt, max_search_radius)
 
     def get_random_navigable_point(self, max_tries: int = 10, island_index: int = -1) -> np.ndarray:
@@ -132,25 +135,25 @@ class PathFinder:
         return self.grid.random_point(self._rng, None if island_index < 0 else island_index)
 
     def get_random_navigable_point_near(
-        self, circle_center: Sequence[float], radius: float, max_tries: int = 100, island_index: int = -1
+        self, circle_center: ArrayLike, radius: float, max_tries: int = 100, island_index: int = -1
     ) -> np.ndarray:
         """A point within `radius` metres of the centre, on its island; NaN where `max_tries` find none."""
         if island_index >= 0 and self.grid.island(circle_center) != island_index:
             return np.full(3, np.nan, np.float32)
         return self.grid.random_point_near(circle_center, radius, self._rng, max_tries)
 
-    def snap_point(self, pt: Sequence[float], island_index: int = -1) -> np.ndarray:
+    def snap_point(self, pt: ArrayLike, island_index: int = -1) -> np.ndarray:
         """The nearest navigable point, NaN where there is none (on that island)."""
         snapped = self.grid.snap(pt)
         if island_index >= 0 and self.grid.island(pt) != island_index:
             return np.full(3, np.nan, np.float32)
         return snapped
 
-    def try_step(self, start: Sequence[float], end: Sequence[float]) -> np.ndarray:
+    def try_step(self, start: ArrayLike, end: ArrayLike) -> np.ndarray:
         """Where walking from start towards end leads, sliding along walls."""
         return self.grid.step(start, end, slide=True)
 
-    def try_step_no_sliding(self, start: Sequence[float], end: Sequence[float]) -> np.ndarray:
+    def try_step_no_sliding(self, start: ArrayLike, end: ArrayLike) -> np.ndarray:
         """Where walking from start towards end leads, stopping at walls."""
         return self.grid.step(start, end, slide=False)
 
