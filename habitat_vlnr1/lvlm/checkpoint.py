@@ -118,8 +118,8 @@ def load(
         options["attn_implementation"] = attn_implementation
     model = _quietly(AutoModelForImageTextToText.from_pretrained, source, **options)
     # An adapter folder that we wrote has the processor too (with the pixel limit that was trained with).
-    own = adapter is not None and (Path(adapter) / "processor_config.json").is_file()
-    processor = _quietly(AutoProcessor.from_pretrained, os.fspath(adapter) if own else source)
+    own = adapter if adapter is not None and (Path(adapter) / "processor_config.json").is_file() else source
+    processor = _quietly(AutoProcessor.from_pretrained, os.fspath(own))
     if adapter is not None:
         from peft import PeftModel
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class FrameCutter:
         cache_mb: memory for the cut frames; the least recently used ones go first. Each process has its own.
     """
 
-    def __init__(self, image_processor: object, cache_mb: float = 1024):
+    def __init__(self, image_processor: Any, cache_mb: float = 1024):
         self.processor = image_processor
         self.capacity = int(cache_mb * 2**20)
         self._kept: OrderedDict[Hashable, Patches] = OrderedDict()

@@ -18,7 +18,6 @@ import types
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_images, pick_features, speed_up_vision
@@ -37,7 +36,7 @@ def share_prefixes(model: PreTrainedModel) -> None:
 
 
 def _forward_shared(
-    self: nn.Module,
+    self: Any,
     *args: Any,
     stock: Any,
     prefix_input_ids: torch.Tensor | None = None,
@@ -54,6 +53,7 @@ def _forward_shared(
     """
     if prefix_input_ids is None:
         return stock(*args, **kwargs)
+    assert prefix_attention_mask is not None and prefix_rows is not None
     if self.training and self.is_activation_checkpointing:
         raise ValueError("shared prompts need keys and values, which gradient checkpointing drops: switch one off")
     for name in ("use_cache", "past_key_values", "mm_token_type_ids"):
