@@ -8,7 +8,7 @@ these packages take seconds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,7 +116,11 @@ def records_of(config: DictConfig, egos: Sequence[VLNEgo]) -> Records:
 
 
 def make_policy(
-    place: str, row: str | DictConfig, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space
+    place: str,
+    row: str | Mapping[str, Any],
+    config: DictConfig,
+    observation_space: spaces.Dict,
+    action_space: spaces.Space,
 ) -> Policy:
     """The policy that a row of the config names.
 
@@ -130,12 +134,12 @@ def make_policy(
     """
     from habitat_baselines.common.baseline_registry import baseline_registry
 
-    row = {"name": row} if isinstance(row, str) else dict(row)
-    name = row.pop("name")
+    options: dict[str, Any] = {"name": row} if isinstance(row, str) else dict(row)
+    name = options.pop("name")
     policy_class = baseline_registry.get_policy(name)
     if policy_class is None:
         raise ValueError(f"{place}: no policy {name!r} is registered")
-    config = edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
+    config = edited(config, **{f"vlnr1.{key}": value for key, value in options.items()}) if options else config
     return policy_class.from_config(config, observation_space, action_space)
 
 
@@ -176,7 +180,7 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
         )
     if not config.vlnr1.rft.rewards:
         raise ValueError("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
-    rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
+    rows: list[Any] = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
     return [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
 
 
@@ -218,7 +222,7 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
     """
     import torch
 
-    options = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
+    options: Any = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
     for key in ours:
         options.pop(key, None)
     os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
@@ -246,4 +250,5 @@ def lora(config: DictConfig) -> Any:
         return None
     from peft import LoraConfig
 
-    return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+    keys: Any = OmegaConf.to_container(options, resolve=True)
+    return LoraConfig(task_type="CAUSAL_LM", **keys)

@@ -177,8 +177,8 @@ def files_of(dataset_config: DictConfig, template: str | None, split: str) -> li
     """The files that a `{split}` (and `{role}`) template stands for; none without a template."""
     if not template:
         return []
-    roles = registry.get_dataset(dataset_config.type).roles(dataset_config)
-    return [template.format(split=split, role=role) for role in roles]
+    dataset_class: Any = registry.get_dataset(dataset_config.type)
+    return [template.format(split=split, role=role) for role in dataset_class.roles(dataset_config)]
 
 
 def glb_problem(path: str) -> str | None:

@@ -75,7 +75,9 @@ def card(ego: VLNEgo, name: str, form: str, made_with: Mapping[str, Any]) -> str
     words = [len(episode.instruction.split()) for episode in ego.episodes]
     protocol = meta.get("protocol") or {}
     made_with = {**made_with, "written by": f"habitat-vlnr1 {__version__}"}
-    origin = {key: meta[key] for key in ("split", "dataset", "expert", "jpeg_quality", "released") if key in meta}
+    origin: dict[str, Any] = {
+        key: meta[key] for key in ("split", "dataset", "expert", "jpeg_quality", "released") if key in meta
+    }
     seeds = recorded.get("seeds", meta.get("seeds", "not recorded by the export"))
     facts = {
         "episodes": f"{counts['episodes']:,} in {len(scenes):,} scenes",

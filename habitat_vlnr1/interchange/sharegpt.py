@@ -193,8 +193,8 @@ def _take(row: Mapping[str, Any], released: ReleasedEpisodes) -> None:
     if not released.records:
         if angle := _ANGLE.search(question):
             released.turn_angle = float(angle[1])
-        if step := _STEP.search(question):
-            released.forward_step = float(step[1]) / 100
+        if length := _STEP.search(question):
+            released.forward_step = float(length[1]) / 100
     frame = _FRAME.fullmatch(images[-1])
     if frame is None:
         raise RecordError(f"{images[-1]!r} is neither ep_<id>/traj_<id>/step_<k>.jpg nor frames/<scene>/<id>/<k>.jpg")

@@ -78,7 +78,7 @@ def rxr_submission(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
-        number = line.get("instruction_id")
+        number: Any = line.get("instruction_id")
         if not str(number).isdecimal():
             raise SubmissionError(
                 f"episode {line['episode_id']}: instruction_id is {number!r}, not a number: is this RxR?"
