@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hydra
 from habitat import ThreadedVectorEnv, VectorEnv, logger, make_dataset
@@ -149,6 +149,6 @@ class VLNVectorEnvFactory(VectorEnvFactory):
         )
         threads = int(os.environ.get("HABITAT_ENV_DEBUG", 0))
         vector_env = ThreadedVectorEnv if threads else VLNVectorEnv
-        envs = vector_env(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
+        envs: Any = vector_env(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
         envs.left_out = dataset.left_out
         return envs

@@ -34,7 +34,7 @@ def make_env(config: DictConfig, dataset: Dataset | None = None) -> gym.Env:
     return make_gym_from_config(config, dataset)
 
 
-def _add_description_cameras(cameras: DictConfig) -> None:
+def _add_description_cameras(cameras: Any) -> None:
     rgb = cameras.rgb_sensor
     geometry = {key: rgb[key] for key in ("width", "height", "hfov", "position", "orientation")}
     cameras.setdefault("depth_sensor", HabitatSimDepthSensorConfig(**geometry, normalize_depth=False))
@@ -50,6 +50,8 @@ class WorkerFailure:
 
 class VLNVectorEnv(VectorEnv):
     """Habitat's VectorEnv; a failed or dead worker raises RuntimeError naming the environment and the cause."""
+
+    _workers: list[Any]  # processes; the threads that Habitat's annotation allows are another class
 
     @staticmethod
     def _worker_env(
