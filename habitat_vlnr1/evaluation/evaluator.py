@@ -59,7 +59,7 @@ TEXT, INVALID = "vlnr1_text", "vlnr1_invalid"
 class VLNR1Evaluator(Evaluator):
     """Evaluates policies episode by episode; see the module's text."""
 
-    def evaluate_agent(
+    def evaluate_agent(  # type: ignore[override]  # Habitat's own returns nothing, and its caller looks at nothing
         self,
         agent: Any,
         envs: Any,
@@ -73,7 +73,7 @@ class VLNR1Evaluator(Evaluator):
         rank0_keys: set[str],
     ) -> list[dict[str, Any]]:
         """Habitat's entry point; returns the summaries that it also writes and prints."""
-        protocol = OmegaConf.to_container(config.vlnr1.protocol, resolve=True)
+        protocol: Any = OmegaConf.to_container(config.vlnr1.protocol, resolve=True)
         print(protocol_text(protocol), flush=True)
         agent.eval()
         rows = RowMaker(agent, config, env_spec, envs.observation_spaces[0], obs_transforms).rows(device)
@@ -235,7 +235,7 @@ class _Evaluation:
         }
 
     def _batch(self, observations: Sequence[Mapping[str, np.ndarray]]) -> Any:
-        batch = batch_obs(self.envs.post_step(observations), device=self.device)
+        batch: Any = batch_obs(self.envs.post_step(observations), device=self.device)
         return apply_obs_transforms_batch(batch, self.row.obs_transforms)
 
     def _act(self, batch: Any, state: dict[str, torch.Tensor]) -> tuple[Any, list[int]]:
@@ -316,7 +316,7 @@ class _Evaluation:
         self.bar.update()
         if running.replay is not None:
             replay = running.replay
-            replay.actions, replay.poses, replay.metrics = running.actions, running.poses, line["metrics"]
+            replay.actions, replay.poses, replay.metrics = running.actions, [*running.poses], line["metrics"]
             pictures.save(replay, self.folder / "videos", fps=self.config.habitat_baselines.video_fps)
 
     def _pause_finished(
@@ -327,8 +327,9 @@ class _Evaluation:
         if not finished:
             return batch, observations, running
         unused = torch.zeros(len(running), 1)  # Habitat's sum of rewards, which VLN has no use for
+        no_frames: Any = None  # Habitat takes this for no videos, too
         _, state["hidden"], state["masks"], _, state["prev_actions"], batch, _ = pause_envs(
-            finished, self.envs, state["hidden"], state["masks"], unused, state["prev_actions"], batch, None
+            finished, self.envs, state["hidden"], state["masks"], unused, state["prev_actions"], batch, no_frames
         )
         self.policy.on_envs_pause(finished)
         self.left = [left for left in self.left if left]

@@ -83,7 +83,7 @@ class RowMaker:
         return rows
 
     def _row(self, key: str, row: Any) -> Row:
-        options = {"name": row} if isinstance(row, str) else OmegaConf.to_container(row, resolve=True)
+        options: Any = {"name": row} if isinstance(row, str) else OmegaConf.to_container(row, resolve=True)
         name, weights = options["name"], options.get("checkpoint")
         deterministic = options.get("deterministic", True)
         own = weights is None and name == self.config.habitat_baselines.rl.policy[self.agent.agent_name].name

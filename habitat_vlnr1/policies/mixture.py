@@ -231,7 +231,7 @@ class MixturePolicy(ScriptedPolicy):
         mixture = config.vlnr1.mixture
         if mixture is None:
             raise ValueError("MixturePolicy needs vlnr1.mixture={lead: …, helper: …, rule: {name: …}}")
-        options = OmegaConf.to_container(mixture.rule, resolve=True)
+        options: Any = OmegaConf.to_container(mixture.rule, resolve=True)
         if options["name"] == "probability":
             options.setdefault("seed", config.habitat.seed)
         rule = make_rule(**options)
@@ -243,7 +243,8 @@ class MixturePolicy(ScriptedPolicy):
 
     @property
     def identity(self) -> dict[str, Any]:
-        rule = {key: value for key, value in asdict(self.rule).items() if not key.startswith("_")}
+        kind: Any = self.rule  # each is a dataclass
+        rule = {key: value for key, value in asdict(kind).items() if not key.startswith("_")}
         parts = {"lead": _identity(self.lead), "helper": _identity(self.helper)}
         checkpoints = {part["checkpoint"] for part in parts.values() if "checkpoint" in part}
         return {
@@ -279,7 +280,7 @@ class MixturePolicy(ScriptedPolicy):
             own = [row for row in range(count) if helped[row] == bool(number)]
             seen = list(range(count)) if hidden[number].shape[1] else own
             if seen:
-                data = policy.act(
+                data: Any = policy.act(
                     {key: value[seen] for key, value in observations.items()},
                     hidden[number][seen].reshape(len(seen), *self._shapes[number]),
                     prev_actions[seen],

@@ -39,12 +39,13 @@ class InstructedPolicy(NetPolicy):
         encoder.vocabulary = Vocabulary.of(texts, encoder.size)
 
 
-def _training_instructions(dataset: DictConfig) -> list[str]:
+def _training_instructions(dataset: Any) -> list[str]:
     dataset = OmegaConf.create(OmegaConf.to_container(dataset, resolve=True))
     dataset.split = "train"
     for narrowed in ("episode_ids", "max_episodes"):
         dataset[narrowed] = None
-    if not registry.get_dataset(dataset.type).check_config_paths_exist(dataset):
+    dataset_class: Any = registry.get_dataset(dataset.type)
+    if not dataset_class.check_config_paths_exist(dataset):
         return []
     return [episode.instruction.instruction_text for episode in make_dataset(dataset.type, config=dataset).episodes]
 
