@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from omegaconf import DictConfig
@@ -31,6 +32,8 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
 
 class VLNR1Trainer(PPOTrainer):
     """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's."""
+
+    envs: Any  # of VLNVectorEnvFactory, with left_out
 
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)

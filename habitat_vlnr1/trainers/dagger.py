@@ -80,7 +80,9 @@ class DAggerTrainer(VLNR1Trainer):
                 records = open_records(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
                 fit(config, start, records, stage="dagger")
                 state.wait_for_everyone()
-            start = newest_checkpoint(folder)
+            trained = newest_checkpoint(folder)
+            assert trained is not None, f"no checkpoint in {folder} after training"
+            start = trained
         leave_processes(state)
         if state.is_main_process and self.config.vlnr1.sft.evaluate:
             self.eval()
@@ -240,9 +242,10 @@ class RollIn(Walkers):
 
     def _decide(self, walks: Sequence[Walk], observations: Sequence[dict[str, Any]]) -> list[int]:
         count = len(observations)
-        batch = apply_obs_transforms_batch(batch_obs(list(observations)), self.transforms)
+        batch: Any = batch_obs(list(observations))
+        batch = apply_obs_transforms_batch(batch, self.transforms)
         with inference_mode():
-            decided = self.policy.act(
+            decided: Any = self.policy.act(
                 batch,
                 torch.zeros(count, *self.policy.hidden_state_shape),
                 torch.zeros(count, 1, dtype=torch.long),

@@ -29,12 +29,18 @@ from trl.models.utils import unwrap_model_for_generation
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
-from habitat_vlnr1.records import Records
+from habitat_vlnr1.records import Record, Records
 from habitat_vlnr1.rewards import matches
 
 
 class RecordTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
+
+    # More than TRL's annotations promise, of a trainer that has been made.
+    model: Any
+    args: trl.GRPOConfig
+    num_generations: int
+    reward_funcs: list[Any]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         if "actions" in inputs[0]:  # walks have none
@@ -78,7 +84,8 @@ class GroupTrainer(RecordTrainer):
     def __init__(
         self, *args: Any, records: Records | None, encoder: PromptEncoder, train_forced: bool = True, **rest: Any
     ):
-        super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.roll_out(), **rest)
+        rest["rollout_func"] = lambda prompts, trainer: self.roll_out()
+        super().__init__(*args, **rest)
         if self.ref_model is not None:
             share_prefixes(self.accelerator.unwrap_model(self.ref_model))
         self.records = records
@@ -127,7 +134,7 @@ class GroupTrainer(RecordTrainer):
         """Log what the likeliest answers earn: sampled ones earn more as soon as a model merely grows more certain."""
         answers = self.decoder.decode([self._prompt(number) for number in numbers], greedy=True)
         texts = [answer.text for answer in answers]
-        recorded = [list(map(int, self.records[number].answer)) for number in numbers]
+        recorded = [list(map(int, self._record(number).answer)) for number in numbers]
         means = [float(np.mean(reward(texts, actions=recorded))) for reward in self.reward_funcs]
         for name, mean in zip(self.reward_func_names, means, strict=True):
             self._log_metric(f"greedy_rewards/{name}", mean)
@@ -157,12 +164,16 @@ class GroupTrainer(RecordTrainer):
         size = self.num_generations if self.model.training else self.num_generations_eval
         return (self.accelerator.process_index * len(self._rows) + number) % size
 
+    def _record(self, number: int) -> Record:
+        assert self.records is not None, "a subclass without records has its own _prompt and _query"
+        return self.records[number]
+
     def _prompt(self, number: int) -> Prompt:
-        record = self.records[number]
+        record = self._record(number)
         return Prompt(record.instruction, record.frames, record.frames)
 
     def _query(self, number: int) -> Any:
-        record = self.records[number]
+        record = self._record(number)
         return self.encoder.query(record.instruction, record.frames)
 
     def _get_per_token_logps_and_entropies(
