@@ -9,6 +9,7 @@ import torch
 from gym import spaces
 from omegaconf import OmegaConf
 
+import habitat_vlnr1.policies.mixture  # noqa: F401  # registers MixturePolicy
 from habitat_vlnr1.evaluation.evaluator import VLNR1Evaluator, choose_episodes
 from habitat_vlnr1.policies.scripted import ForwardOnlyPolicy, OraclePolicy, RandomPolicy
 from habitat_vlnr1.results import LeftOut, ResultsError, read_episodes
