@@ -1,5 +1,5 @@
-# The two commands of the README, and what they rest on. Needs Python 3.11, git, and nothing else.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The two commands of the README, and what they rest on. Needs Python 3.11 or 3.12, git, and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
@@ -8,9 +8,10 @@ export OMP_NUM_THREADS ?= 1
 quickstart: .venv/installed  ## make the houses, export, train, evaluate: the embedded default
 	$(BIN)/python -m habitat_baselines.run --config-name=vlnr1_sft
 
-test: .venv/installed  ## the whole test suite
+test: .venv/installed  ## lint, types, and the whole test suite with its coverage
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov
 
 docs: .venv-docs/installed  ## the site of docs/, into site/; a broken link ends it
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
@@ -22,7 +23,7 @@ docs: .venv-docs/installed  ## the site of docs/, into site/; a broken link ends
 	touch $@
 
 .venv/installed: requirements/bootstrap.txt requirements/locked.txt pyproject.toml embedded_sim/pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("habitat-vlnr1 needs Python 3.11, but %s is %d.%d: install it or run make PYTHON=/path/to/python3.11" % (sys.executable, *v))'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("habitat-vlnr1 needs Python 3.11 or 3.12, but %s is %d.%d: install it or run make PYTHON=/path/to/python3.11" % (sys.executable, *v))'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/locked.txt
@@ -37,4 +38,4 @@ lock:  ## pin and hash every dependency anew
 		$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header -p 3.11 - -o requirements/docs.txt
 
 clean:  ## everything that was made, except the data folder
-	rm -rf .venv .venv-docs site outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs site outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage*

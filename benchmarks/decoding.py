@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
@@ -63,7 +66,7 @@ def main() -> None:
             for walk in range(options.walks)
         ]
 
-    answer_tokens = len(encoder.answer_ids([1] * options.num_actions))
+    answer_tokens = len(encoder.answer_ids([Action.FORWARD] * options.num_actions))
     steps = range(length - options.steps, length)
     stock = [timed(lambda step=step: generate(model, encoder, prompts(step), answer_tokens), model) for step in steps]
     decoder = ActionDecoder(model, encoder)
@@ -76,14 +79,14 @@ def main() -> None:
     print(f"stock generate {slow:.3f} s, grammar decoding {fast:.3f} s, ratio {slow / fast:.1f}")
 
 
-def generate(model: torch.nn.Module, encoder: PromptEncoder, prompts: list[Prompt], tokens: int) -> None:
+def generate(model: Any, encoder: PromptEncoder, prompts: list[Prompt], tokens: int) -> None:
     queries = [encoder.query(prompt.instruction, prompt.frames, prompt.keys) for prompt in prompts]
     batch = encoder.prompts(queries, model.device)
     with torch.inference_mode():
         model.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
 
 
-def timed(function: object, model: torch.nn.Module) -> float:
+def timed(function: Callable[..., object], model: PreTrainedModel) -> float:
     """Seconds of one call, until the device has finished."""
     start = time.perf_counter()
     function()

@@ -130,7 +130,7 @@ def trainer(options: argparse.Namespace, start: str, rollout: str) -> Any:
     return made
 
 
-def move(model: torch.nn.Module) -> None:
+def move(model: Any) -> None:
     """The starting weights, a little off."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -167,7 +167,8 @@ def step(trainer: Any) -> float:
 def same(fast: Any, plain: Any) -> None:
     """Print loss and KL of both for the same answers and weights."""
     plain.model.load_state_dict(fast.model.state_dict())
-    values, batch = [], {}
+    batch: dict[str, Any] = {}
+    values = []
     for trainer in (fast, plain):
         trainer.model.train()
         if trainer is plain:

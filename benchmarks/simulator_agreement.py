@@ -71,7 +71,9 @@ def scene_files(folder: Path) -> list[Path]:
 def results(folder: Path) -> list[tuple[dict, dict]]:
     """(embedded, real) of every house."""
     stems = [path.stem for path in scene_files(folder)]
-    return [tuple(dict(np.load(folder / f"{stem}.{kind}.npz")) for kind in ("embedded", "real")) for stem in stems]
+    return [
+        (dict(np.load(folder / f"{stem}.embedded.npz")), dict(np.load(folder / f"{stem}.real.npz"))) for stem in stems
+    ]
 
 
 # ---- in each simulator's process ---------------------------------------------------------------------------------

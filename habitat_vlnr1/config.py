@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,6 +60,11 @@ TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "lo
 RECORD_COLUMNS = ("actions",)
 """… and what it adds: recorded actions, or of a walk its episode and measures."""
 WALK_COLUMNS = ("scene_id", "episode_id", "start_distance", "success", "spl", "ndtw", "distance_to_goal")
+
+
+def plain(node: Any) -> Any:
+    """A group of the config as dicts and lists, resolved; what is none stays as it is."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def edited(config: DictConfig, **changes: object) -> DictConfig:
@@ -123,7 +128,7 @@ def asked_with(config: DictConfig) -> dict[str, Any]:
     return {
         "num_actions": config.vlnr1.prompt.num_actions,
         "template": config.vlnr1.prompt.template,
-        "memory": OmegaConf.to_container(config.vlnr1.memory, resolve=True),
+        "memory": plain(config.vlnr1.memory),
         "max_pixels": config.vlnr1.model.image_size**2,
     }
 
@@ -204,7 +209,11 @@ def records_of(config: DictConfig, egos: Sequence[VLNEgo]) -> Records:
 
 
 def make_policy(
-    place: str, row: str | DictConfig, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space
+    place: str,
+    row: str | Mapping[str, Any],
+    config: DictConfig,
+    observation_space: spaces.Dict,
+    action_space: spaces.Space,
 ) -> Policy:
     """The policy that a row of the config names.
 
@@ -274,7 +283,7 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
         )
     if not config.vlnr1.rft.rewards:
         raise VLNR1Error("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
-    rows = [OmegaConf.to_container(reward, resolve=True) for reward in config.vlnr1.rft.rewards]
+    rows = [plain(reward) for reward in config.vlnr1.rft.rewards]
     functions = [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
     columns = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
     for row, function in zip(rows, functions, strict=True):
@@ -337,7 +346,7 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
     """
     import torch
 
-    options = OmegaConf.to_container(config.vlnr1[stage], resolve=True)
+    options: Any = plain(config.vlnr1[stage])
     for key in ours:
         options.pop(key, None)
     for key in options:
@@ -371,6 +380,6 @@ def lora(config: DictConfig) -> Any:
     from peft import LoraConfig
 
     try:
-        return LoraConfig(task_type="CAUSAL_LM", **OmegaConf.to_container(options, resolve=True))
+        return LoraConfig(task_type="CAUSAL_LM", **plain(options))
     except (TypeError, ValueError) as error:
         raise VLNR1Error(f"vlnr1.model.lora: {error}; its keys are those of peft.LoraConfig") from None

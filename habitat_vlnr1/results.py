@@ -96,7 +96,7 @@ class EpisodeLog:
         write_json(run, identity)
         self._file = self.path.open("a", encoding="utf-8")
 
-    def _check_identity(self, run: Path, identity: dict[str, Any]) -> None:
+    def _check_identity(self, run: Path, identity: Mapping[str, Any]) -> None:
         remedy = f"choose another vlnr1.results_dir or delete {self.folder}"
         if not run.exists():
             raise ResultsError(f"{self.path} has no run.json beside it that says what it holds; {remedy}")

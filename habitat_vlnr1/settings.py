@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import registered_policy
+from habitat_vlnr1.config import plain, registered_policy
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import is_folder_name
 from habitat_vlnr1.memory import make_memory
@@ -259,7 +259,7 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         ValueError: the first key that is wrong, and what it takes.
     """
-    ours = OmegaConf.to_container(config.vlnr1, resolve=True)
+    ours = plain(config.vlnr1)
     wrong = [(key, value) for key, value in _walk(ours) if key in RULES and not RULES[key].fits(value)]
     if wrong:
         key, value = min(wrong, key=lambda pair: _is_borrowed(config, pair[0]))

@@ -111,7 +111,7 @@ class GltfFile:
         if "bufferView" not in info:
             return np.zeros((count, width), dtype)
         data, start, _, stride = self._view(info["bufferView"])
-        values = np.ndarray(
+        values: np.ndarray = np.ndarray(
             (count, width),
             dtype,
             buffer=data,

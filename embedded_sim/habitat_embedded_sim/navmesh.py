@@ -49,8 +49,8 @@ class NavMeshSettings:
 
 
 def _point(p: ArrayLike) -> tuple[float, float, float]:
-    x, y, z = p
-    return float(x), float(y), float(z)
+    x, y, z = np.asarray(p, np.float64).tolist()
+    return x, y, z
 
 
 class NavGrid:
@@ -270,8 +270,8 @@ class NavGrid:
         ends = np.ascontiguousarray(np.asarray(ends, np.float32).reshape(-1, 3))
         key = ends.tobytes()
         if key not in self._fields:
-            found = [(i, *self._snap(p)) for i, p in enumerate(ends)]
-            found = np.array([row for row in found if row[1] >= 0], np.float64).reshape(-1, 5)
+            snapped = [(i, *self._snap(p)) for i, p in enumerate(ends)]
+            found = np.array([row for row in snapped if row[1] >= 0], np.float64).reshape(-1, 5)
             index, cells = found[:, :2].T.astype(np.int64)
             self._fields[key] = [found[:, 2:].copy(), cells.copy(), index, None]
             if len(self._fields) > MAX_FIELDS:

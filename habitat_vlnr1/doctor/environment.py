@@ -83,7 +83,7 @@ def packages(config: DictConfig) -> Iterator[Finding]:
     """Python, and every installed version against what this package asks for."""
     try:
         requires = metadata.requires("habitat-vlnr1") or []
-        python = metadata.metadata("habitat-vlnr1").get("Requires-Python", "")
+        python = metadata.metadata("habitat-vlnr1")["Requires-Python"] or ""
     except metadata.PackageNotFoundError:
         yield warning(
             "packages", "habitat-vlnr1 is not installed, so its requirements are unknown", "make .venv/installed"

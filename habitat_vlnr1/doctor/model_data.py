@@ -190,10 +190,12 @@ def disk(config: DictConfig, task: TaskData) -> Iterator[Finding]:
     stat = os.statvfs(place)
     free = stat.f_bavail * stat.f_frsize
     source = config.vlnr1.data.source
-    frames, unknown = 0.0, []
+    frames = 0.0
+    unknown: list[str] = []
     for split in config.vlnr1.export.splits:
         ego = open_exported(config, source, split)
         done = sum(len(episode.actions) for episode in ego.episodes) if ego else 0
+        wanted: float | None
         if split in task.steps:
             wanted = task.episodes[split] * task.steps[split]
         else:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import action_space, check_sources, memory_of, prompt_encoder, records_of
+from habitat_vlnr1.config import action_space, check_sources, memory_of, plain, prompt_encoder, records_of
 from habitat_vlnr1.doctor.model_sizes import (
     ENGINES,
     Memory,
@@ -104,8 +105,9 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
         reference = stage == "rft" and options.beta > 0 and config.vlnr1.model.lora is None
         width = 4 if config.vlnr1.model.dtype == "float32" else 2
         memory = {engine: training_memory(engine, size, gpus, width, reference, stage == "rft") for engine in ENGINES}
-        kept = tuple(kept_bytes(config, stage, model_config, tokens, how) for how in (True, False))
-    total = None if any(count is None for count, _ in records.values()) else sum(n for n, _ in records.values())
+        with_it, without = (kept_bytes(config, stage, model_config, tokens, how) for how in (True, False))
+        kept = (with_it, without)
+    total = _sum(count for count, _ in records.values())
     frames = None if total is None else total * round(frame_bytes(config, opened))
     return Plan(
         stage, gpus, tokens, records, rows, steps, size, memory, kept, frames, checkpoint_bytes(config, stage, size)
@@ -133,7 +135,7 @@ def known_model(config: DictConfig) -> tuple[PretrainedConfig | None, ProcessorM
     if path is None:
         model, processor = build_tiny([], space=action_space(config), size=ours.build.size, image_size=ours.image_size)
         return model.config, processor, "with a tiny tokenizer, which the data will make shorter"
-    facts = OmegaConf.to_container(ours.architecture, resolve=True) if ours.get("architecture") else None
+    facts: Any = plain(ours.architecture) if ours.get("architecture") else None
     model_config = architecture(path, facts)
     try:
         processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -146,7 +148,7 @@ def known_model(config: DictConfig) -> tuple[PretrainedConfig | None, ProcessorM
 def model_size(config: DictConfig, model_config: PretrainedConfig) -> Size:
     """Counted on the meta device, with the configured LoRA or frozen vision tower."""
     ours = config.vlnr1.model
-    lora = None if ours.lora is None else OmegaConf.to_container(ours.lora, resolve=True)
+    lora: Any = None if ours.lora is None else plain(ours.lora)
     model = empty_model(model_config, lora)
     if ours.freeze_vision and lora is None:
         model.model.visual.requires_grad_(False)
@@ -194,15 +196,24 @@ def rows_of_epoch(
         if config.vlnr1.rft.online is not None:
             return None if config.vlnr1.rft.online.episodes < 0 else config.vlnr1.rft.online.episodes
         wanted = config.vlnr1.data.rft_records
-        parts = [records[source][0] if count < 0 else count for source, count in wanted.items()]
-        return None if None in parts else sum(parts)
+        return _sum(records[source][0] if count < 0 else count for source, count in wanted.items())
     sft = config.vlnr1.sft
-    if all(opened.values()):
-        view = records_of(config, list(opened.values()))
+    egos = [ego for ego in opened.values() if ego is not None]
+    if len(egos) == len(opened):
+        view = records_of(config, egos)
         return len(view.rows(sft.steps_per_row, keep_some(view.num_actions, sft.keep_straight, config.habitat.seed)))
-    counts = [count for count, _ in records.values()]
     exact = sft.steps_per_row == 1 and sft.keep_straight == 1
-    return sum(counts) if exact and None not in counts else None
+    return _sum(count for count, _ in records.values()) if exact else None
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where one of them is unknown."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def count_steps(options: DictConfig, stage: str, rows: int | None, gpus: int) -> int | None:
@@ -298,6 +309,7 @@ def describe(config: DictConfig, plan: Plan) -> list[str]:
 
 def describe_model(config: DictConfig, plan: Plan) -> list[str]:
     """Parameters and memory as lines of text."""
+    assert plan.size is not None and plan.activations is not None
     size, (with_it, without) = plan.size, plan.activations
     lines = [
         f"  parameters  {size.parameters:,} ({size.parameters / 1e9:.2f}B), of the vision tower {size.vision:,}, "

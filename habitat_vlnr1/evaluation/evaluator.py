@@ -20,10 +20,11 @@ from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
 from habitat_baselines.rl.ppo.evaluator import Evaluator, pause_envs
 from habitat_baselines.utils.common import batch_obs, get_action_space_info, inference_mode
 from habitat_baselines.utils.info_dict import extract_scalars_from_info
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.config import plain
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.evaluation import pictures
 from habitat_vlnr1.evaluation.rows import Row, RowMaker
@@ -62,7 +63,7 @@ TEXT, INVALID = "vlnr1_text", "vlnr1_invalid"
 class VLNR1Evaluator(Evaluator):
     """Evaluates policies episode by episode; see the module's text."""
 
-    def evaluate_agent(
+    def evaluate_agent(  # type: ignore[override]  # Habitat's own returns nothing, and its caller looks at nothing
         self,
         agent: Any,
         envs: Any,
@@ -76,7 +77,7 @@ class VLNR1Evaluator(Evaluator):
         rank0_keys: set[str],
     ) -> list[dict[str, Any]]:
         """Habitat's entry point; returns the summaries that it also writes and prints."""
-        protocol = OmegaConf.to_container(config.vlnr1.protocol, resolve=True)
+        protocol: Any = plain(config.vlnr1.protocol)
         print(protocol_text(protocol), flush=True)
         agent.eval()
         rows = RowMaker(agent, config, env_spec, envs.observation_spaces[0], obs_transforms).rows(device)
@@ -180,9 +181,9 @@ class _Evaluation:
         identity = {"policy": self.name, "split": self.split, "protocol": self.protocol, "task": self.task, **own}
         sensors = self.config.habitat.task.lab_sensors
         if EXPERT in sensors and self.row.reads(EXPERT):
-            identity["expert"] = OmegaConf.to_container(sensors[EXPERT], resolve=True)
+            identity["expert"] = plain(sensors[EXPERT])
         if "checkpoint" in own and "weights" not in own:
-            memory = OmegaConf.to_container(self.config.vlnr1.memory, resolve=True)
+            memory = plain(self.config.vlnr1.memory)
             identity |= {"memory": memory, "weights": folder_fingerprint(own["checkpoint"])}
         return identity
 
@@ -259,7 +260,7 @@ class _Evaluation:
         }
 
     def _batch(self, observations: Sequence[Mapping[str, np.ndarray]]) -> Any:
-        batch = batch_obs(self.envs.post_step(observations), device=self.device)
+        batch: Any = batch_obs(self.envs.post_step(observations), device=self.device)
         return apply_obs_transforms_batch(batch, self.row.obs_transforms)
 
     def _act(self, batch: Any, state: dict[str, torch.Tensor]) -> tuple[Any, list[int]]:
@@ -340,7 +341,7 @@ class _Evaluation:
         self.bar.update()
         if running.replay is not None:
             replay = running.replay
-            replay.actions, replay.poses, replay.metrics = running.actions, running.poses, line["metrics"]
+            replay.actions, replay.poses, replay.metrics = running.actions, [*running.poses], line["metrics"]
             pictures.save(replay, self.folder / "videos", fps=self.config.habitat_baselines.video_fps)
 
     def _pause_finished(
@@ -351,8 +352,9 @@ class _Evaluation:
         if not finished:
             return batch, observations, running
         unused = torch.zeros(len(running), 1)  # Habitat's sum of rewards, which VLN has no use for
+        no_frames: Any = None  # Habitat takes this for no videos, too
         _, state["hidden"], state["masks"], _, state["prev_actions"], batch, _ = pause_envs(
-            finished, self.envs, state["hidden"], state["masks"], unused, state["prev_actions"], batch, None
+            finished, self.envs, state["hidden"], state["masks"], unused, state["prev_actions"], batch, no_frames
         )
         self.policy.on_envs_pause(finished)
         self.left = [left for left in self.left if left]

@@ -82,6 +82,7 @@ def save(replay: Replay, folder: str | Path, fps: int = 4) -> tuple[Path, Path]:
     sheet(replay).save(picture)
     write_beside(picture, [replay.instruction, *dict.fromkeys(replay.answers)])
     film = Film(replay)
+    writer: Any  # the base class that imageio names has no append_data
     with imageio.get_writer(video, fps=fps, quality=8, ffmpeg_log_level="error") as writer:
         for step in range(len(replay.frames)):
             writer.append_data(np.asarray(film.frame(step)))
@@ -244,9 +245,9 @@ class _View:
         corner = ((self.left - x) / mpp, (self.top - z) / mpp)
         soft = free.transform(
             (self.width, self.height),
-            Image.AFFINE,
+            Image.Transform.AFFINE,
             (grow, 0, corner[0], 0, grow, corner[1]),
-            resample=Image.BILINEAR,
+            resample=Image.Resampling.BILINEAR,
         )
         field_ = np.asarray(soft, dtype=np.float32)[..., None] / 255
         inside = np.clip((field_ - 0.5) * 8 + 0.5, 0, 1)
@@ -319,14 +320,14 @@ def _legend(page: Page, x: int, y: int, width: int) -> None:
             _dashes(draw, [(left, middle), (left + 26 * u, middle)], colour, 3.5 * u)
         else:
             _trail(draw, [(left + i * 2.6 * u, middle) for i in range(11)], colour, 4 * u)
-    page.image.paste(big.resize((width, 24), Image.LANCZOS), (x, y))
+    page.image.paste(big.resize((width, 24), Image.Resampling.LANCZOS), (x, y))
     for i, (name, _, _) in enumerate(entries):
         page.text((x + i * width / len(entries) + 34, y + 3), name, 15, fill=GREY)
 
 
 # --------------------------------------------------------------------------------------------------------- page
 @lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font that comes with Pillow, so that pictures look the same everywhere."""
     return bundled()[0].font(size)
 
@@ -405,5 +406,5 @@ class Page:
         if picture.size != (width, height):
             self.draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=PANEL)
             size = (round(picture.width * scale), round(picture.height * scale))
-            picture = picture.convert("RGB").resize(size, Image.LANCZOS)
+            picture = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         self.image.paste(picture, (box[0] + (width - picture.width) // 2, box[1] + (height - picture.height) // 2))

@@ -22,7 +22,7 @@ from gym import spaces
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_obs_space, get_active_obs_transforms
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import make_policy, registered_policy
+from habitat_vlnr1.config import make_policy, plain, registered_policy
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
@@ -83,7 +83,7 @@ class RowMaker:
         return rows
 
     def _row(self, key: str, row: Any) -> Row:
-        options = {"name": row} if isinstance(row, str) else OmegaConf.to_container(row, resolve=True)
+        options: Any = {"name": row} if isinstance(row, str) else plain(row)
         name, weights = options["name"], options.get("checkpoint")
         deterministic = options.get("deterministic", True)
         own = weights is None and name == self.config.habitat_baselines.rl.policy[self.agent.agent_name].name

@@ -32,7 +32,7 @@ from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
 from habitat_vlnr1.lvlm.frames import Frame, Patches
-from habitat_vlnr1.lvlm.grammar import ACTIONS, Tokens, read_grammar
+from habitat_vlnr1.lvlm.grammar import ACTIONS, AnswerGrammar, Tokens, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.query import Query
 
@@ -115,7 +115,7 @@ class ActionDecoder:
         self.stop_is_final = stop_is_final
         self.lenient = lenient
         self.batch_size = batch_size
-        self.grammar = (
+        self._grammar = (
             read_grammar(encoder.tokenizer, encoder.space, self.num_actions, encoder.end_id) if constrained else None
         )
         self._features = FeatureCache(model, encoder, cache_mb)
@@ -134,6 +134,12 @@ class ActionDecoder:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             **({"seed": self.seed} if self.temperature else {}),
         }
+
+    @property
+    def grammar(self) -> AnswerGrammar:
+        """Of constrained answers."""
+        assert self._grammar is not None, "free answers have no grammar"
+        return self._grammar
 
     def forget(self) -> None:
         """Drop the kept frame features; needed after the model's weights have changed."""
@@ -193,7 +199,8 @@ class ActionDecoder:
     def _last_words(self, row: _Row) -> Tokens:
         """The last decision's token with the determined ones behind it, up to the next decision."""
         previous = row.actions[-2] if len(row.actions) > 1 else None
-        return (self.grammar.choices(previous)[row.last], *self.grammar.between[row.last])
+        last = row.actions[-1]
+        return (self.grammar.choices(previous)[last], *self.grammar.between[last])
 
     def _noise(self, rows: int, seeds: Sequence[Seed] | None) -> Tensor:
         """Gumbel noise [rows, n, 4]: the largest sum of log-probability and noise is a draw from the distribution."""
@@ -255,7 +262,7 @@ class ActionDecoder:
         text = self.encoder.tokenizer.decode([token for token in ids if token != end])
         actions = self.encoder.space.parse(text, self.num_actions)
         valid = actions is not None
-        if not valid:
+        if actions is None:
             letters = read_letters(text)[: self.num_actions] if self.lenient else ()
             padding = [Action.STOP] * (self.num_actions - len(letters))
             actions = (*letters, *padding) if letters else (Action.STOP,)
@@ -328,6 +335,8 @@ class _Run:
     a row does not notice it. `logits` [rows, vocabulary] are those behind the last token of each row.
     """
 
+    logits: Tensor
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -345,9 +354,12 @@ class _Run:
         self._forward([(query.ids, query.positions) for query in queries], mm_encoder_outputs={"image": features})
         self.next = [int(query.positions.max()) + 1 for query in queries for _ in range(samples)]
         if samples > 1:
-            self.cache.batch_repeat_interleave(samples)
-            self.mask = self.mask.repeat_interleave(samples, dim=0)
-            self.logits = self.logits.repeat_interleave(samples, dim=0)
+            self._repeat(samples)
+
+    def _repeat(self, samples: int) -> None:
+        self.cache.batch_repeat_interleave(samples)
+        self.mask = self.mask.repeat_interleave(samples, dim=0)
+        self.logits = self.logits.repeat_interleave(samples, dim=0)
 
     def feed(self, tokens: Sequence[Tokens]) -> None:
         """Append text tokens to each row."""

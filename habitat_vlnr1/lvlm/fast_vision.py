@@ -27,7 +27,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.vision_utils import get_vision_position_ids
 
 
-def core_of(model: nn.Module) -> nn.Module:
+def core_of(model: Any) -> Any:
     """The module with `visual` and `language_model` below a (PEFT-wrapped) Qwen-VL for generation."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.model
@@ -52,7 +52,7 @@ def speed_up_vision(model: PreTrainedModel) -> None:
     if type(embed.proj) is nn.Conv3d:
         embed.forward = types.MethodType(_patch_embed, embed)
         # Replacing the convolution's own method keeps the hooks with which ZeRO-3 gathers its weight.
-        embed.proj.forward = types.MethodType(_convolve_patches, embed.proj)
+        embed.proj.forward = types.MethodType(_convolve_patches, embed.proj)  # type: ignore[method-assign]  # as said
     for module in visual.modules():
         if type(module).__name__.endswith("VisionAttention"):
             module.forward = types.MethodType(functools.partial(_attend, stock=module.forward), module)
@@ -60,7 +60,7 @@ def speed_up_vision(model: PreTrainedModel) -> None:
     core.vlnr1_fast_vision = True
 
 
-def _patch_embed(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def _patch_embed(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     """Patches `[N, C*T*P*P]`, or `[N, C*P*P]` for still images, to `[N, width]`."""
     channels, side = self.in_channels, self.patch_size
     slots = hidden_states.shape[-1] // (channels * side * side)
@@ -80,7 +80,7 @@ def _convolve_patches(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
 
 
 def _attend(
-    self: nn.Module,
+    self: Any,
     hidden_states: torch.Tensor,
     cu_seqlens: torch.Tensor,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
@@ -110,7 +110,7 @@ def _rotate(part: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return (x * cos + turned * sin).to(part.dtype)
 
 
-def encode_frames(core: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> Any:
+def encode_frames(core: Any, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> Any:
     """Vision features of frames: stock `get_image_features`, with the positions inside equal frames made once."""
     known: dict[str, torch.Tensor] = {}
     if core.config.model_type == "qwen2_vl" and len(grid_thw) > 1 and bool((grid_thw == grid_thw[:1]).all()):

@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import ProcessorMixin
 
 from habitat_vlnr1.actions import Action, ActionSpace
@@ -45,9 +44,14 @@ END = "<|im_end|>"
 class Example(Protocol):
     """What the collator reads: a `Record`, or anything with these three."""
 
-    instruction: str
-    frames: Sequence[Frame]
-    answer: Sequence[Action] | str
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def frames(self) -> Sequence[Frame]: ...
+
+    @property
+    def answer(self) -> Sequence[Action] | str: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        processor: ProcessorMixin,
+        processor: Any,
         template: PromptTemplate,
         num_actions: int,
         space: ActionSpace,
@@ -290,7 +294,7 @@ class SFTCollator:
         return self.encoder.training_batch(queries, answers, groups if len(groups) > len(rows) else None)
 
 
-def answer_loss(model: nn.Module, batch: Mapping[str, torch.Tensor], *, with_hits: bool = False) -> Any:
+def answer_loss(model: Any, batch: Mapping[str, torch.Tensor], *, with_hits: bool = False) -> Any:
     """Mean cross entropy over the answer tokens (eq. 7), with logits made for those tokens alone.
 
     Equals `model(**batch).loss`. For whole rows the attention mask is left out: behind right padding, causal

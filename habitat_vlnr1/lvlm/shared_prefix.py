@@ -18,7 +18,6 @@ import types
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from habitat_vlnr1.errors import VLNR1Error
@@ -38,7 +37,7 @@ def share_prefixes(model: PreTrainedModel) -> None:
 
 
 def _forward_shared(
-    self: nn.Module,
+    self: Any,
     *args: Any,
     stock: Any,
     prefix_input_ids: torch.Tensor | None = None,
@@ -55,6 +54,7 @@ def _forward_shared(
     """
     if prefix_input_ids is None:
         return stock(*args, **kwargs)
+    assert prefix_attention_mask is not None and prefix_rows is not None
     if self.training and self.is_activation_checkpointing:
         raise VLNR1Error("shared prompts need keys and values, which gradient checkpointing drops: switch one off")
     for name in ("use_cache", "past_key_values", "mm_token_type_ids"):

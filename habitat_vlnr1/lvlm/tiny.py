@@ -14,8 +14,9 @@ Examples:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -191,8 +192,8 @@ def _config(size: TinySize, tokenizer: Qwen2Tokenizer, initializer_range: float)
     head = size.width // size.heads
     # M-RoPE gives each half-dimension of a head to time, height or width, in Qwen's proportions 2 : 3 : 3.
     section = [head // 8, head * 3 // 16, head // 2 - head // 8 - head * 3 // 16]
-    token = tokenizer.convert_tokens_to_ids
-    return Qwen2VLConfig(
+    token: Callable[[str], Any] = tokenizer.convert_tokens_to_ids
+    return Qwen2VLConfig(  # type: ignore[call-arg]  # configs keep keys that are not theirs, as initializer_range
         text_config={
             "vocab_size": -(-len(tokenizer) // 16) * 16,
             "hidden_size": size.width,

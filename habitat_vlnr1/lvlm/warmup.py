@@ -71,8 +71,8 @@ def warm_up(
             "vlnr1.export.describe=true, or switch the warm-up off"
         )
     share_prefixes(model)
-    loader = DataLoader(
-        _endless(rows, steps * batch_size, seed),
+    loader: DataLoader = DataLoader(
+        _endless(rows, steps * batch_size, seed),  # type: ignore[arg-type]  # torch asks for no more than a sequence
         batch_size=batch_size,
         collate_fn=SFTCollator(encoder, lambda index: describe(records[index])),
         num_workers=workers,

@@ -27,11 +27,11 @@ import torch
 from gym import spaces
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.rl.ppo.policy import Policy, PolicyActionData
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import make_policy
+from habitat_vlnr1.config import make_policy, plain
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION
 from habitat_vlnr1.policies.scripted import ScriptedPolicy
@@ -232,7 +232,7 @@ class MixturePolicy(ScriptedPolicy):
         mixture = config.vlnr1.mixture
         if mixture is None:
             raise VLNR1Error("MixturePolicy needs vlnr1.mixture={lead: …, helper: …, rule: {name: …}}")
-        options = OmegaConf.to_container(mixture.rule, resolve=True)
+        options = plain(mixture.rule)
         if options["name"] == "probability":
             options.setdefault("seed", config.habitat.seed)
         rule = make_rule(**options)
@@ -244,7 +244,8 @@ class MixturePolicy(ScriptedPolicy):
 
     @property
     def identity(self) -> dict[str, Any]:
-        rule = {key: value for key, value in asdict(self.rule).items() if not key.startswith("_")}
+        kind: Any = self.rule  # each is a dataclass
+        rule = {key: value for key, value in asdict(kind).items() if not key.startswith("_")}
         parts = {"lead": _identity(self.lead), "helper": _identity(self.helper)}
         checkpoints = {part["checkpoint"] for part in parts.values() if "checkpoint" in part}
         return {
@@ -280,7 +281,7 @@ class MixturePolicy(ScriptedPolicy):
             own = [row for row in range(count) if helped[row] == bool(number)]
             seen = list(range(count)) if hidden[number].shape[1] else own
             if seen:
-                data = policy.act(
+                data: Any = policy.act(
                     {key: value[seen] for key, value in observations.items()},
                     hidden[number][seen].reshape(len(seen), *self._shapes[number]),
                     prev_actions[seen],

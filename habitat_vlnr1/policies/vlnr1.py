@@ -104,7 +104,8 @@ class VLNR1Policy(ScriptedPolicy):
 
     def actions(self, observations: dict[str, Tensor]) -> list[int]:
         self._ask(observations)
-        return [int(self._planned(*clock)) for clock in observations[CLOCK].tolist()]
+        planned: list[Any] = [self._planned(*clock) for clock in observations[CLOCK].tolist()]  # no None after asking
+        return [int(action) for action in planned]
 
     def confidence(self, observations: dict[str, Tensor]) -> list[float]:
         """The probability of each environment's action now, given those of its answer before it.

@@ -163,7 +163,8 @@ class VLNCEDataset(Dataset):
         self.left_out = list(filter(in_scenes, self.left_out))
         if config.get("episode_ids") is not None:
             wanted = {str(name) for name in config.episode_ids}
-            unknown = sorted(wanted - {episode.episode_id for episode in [*self.episodes, *self.left_out]})
+            known = {episode.episode_id for episode in self.episodes} | {left.episode_id for left in self.left_out}
+            unknown = sorted(wanted - known)
             if unknown:
                 raise VLNR1Error(
                     f"{self._path}: no episode {', '.join(unknown[:5])} in split {config.split}; "
@@ -216,7 +217,9 @@ class VLNCEDataset(Dataset):
                 f"{', '.join(self._gt_paths.values())}: episode {episode_id}: {problem}; take the file that belongs "
                 "to the episodes, or set habitat.dataset.gt_path=null"
             )
-        return self._gt[episode_id] if self._gt_paths else None
+        truth = None if self._gt is None else self._gt[episode_id]
+        assert not isinstance(truth, str), "a problem, which is raised above"
+        return truth
 
     def ground_truth_problem(self, episode_id: str) -> str | None:
         """What is wrong with an episode's ground truth; None when it is good, or when there is no file.
@@ -261,7 +264,7 @@ class VLNCEDataset(Dataset):
     def subset(self, episodes: Sequence[VLNEpisode]) -> "VLNCEDataset":
         """The same dataset with these episodes, and their ground truth, only (for one environment)."""
         names = {episode.episode_id for episode in episodes}
-        part = self.filter_episodes(lambda episode: episode.episode_id in names)
+        part: Any = self.filter_episodes(lambda episode: episode.episode_id in names)
         if self._gt is not None:
             part._gt = {name: truth for name, truth in self._gt.items() if name in names}
         return part

@@ -115,6 +115,7 @@ class PlanSensor(ExpertSensor):
     """
 
     uuid = PLAN
+    _step: int
 
     def _get_observation_space(self, *args: Any, config: Any, **kwargs: Any) -> spaces.Space:
         return spaces.Box(-1, 3, (config.num_actions,), np.int64)
@@ -238,7 +239,8 @@ class Walker:
 
     def _step_towards(self, point: np.ndarray) -> int:
         """The action that leads to a way point; stop when it is reached, or no way leads there."""
-        return int(self._follower.get_next_action(point))
+        action: Any = self._follower.get_next_action(point)
+        return int(action)
 
 
 class Pursuer(Walker):

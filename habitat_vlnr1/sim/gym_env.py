@@ -55,7 +55,8 @@ class VLNR1GymEnv(GymHabitatEnv):
     def why_unusable(self) -> str | None:
         """Why distances in the current episode are infinite, or None: what Habitat snaps to the navmesh (within 2 m
         in x and z, 4 m in y) has finite ones."""
-        episode, sim = self._env.current_episode, self._env.sim
+        episode: Any = self._env.current_episode
+        sim: Any = self._env.sim
         if not sim.pathfinder.is_loaded:
             return "the scene has no navmesh"
         start, *goals = np.array([episode.start_position, *(g.position for g in episode.goals or [])], np.float32)
@@ -127,7 +128,7 @@ class VLNR1GymEnv(GymHabitatEnv):
 
     def silence(self, uuid: str, silent: bool) -> None:
         """Let a lab sensor hand out zeros from the next reset on, or work again: not every policy needs it."""
-        sensors = self._env.task.sensor_suite.sensors
+        sensors: dict[str, Any] = self._env.task.sensor_suite.sensors
         sensor = sensors[uuid].sensor if isinstance(sensors[uuid], _Silent) else sensors[uuid]
         sensors[uuid] = _Silent(sensor) if silent else sensor
 
@@ -137,7 +138,8 @@ class VLNR1GymEnv(GymHabitatEnv):
         Returns:
             `free` bool [Z, X], True where navigable; `origin` [x, z] of its corner in metres; `meters_per_pixel`.
         """
-        pathfinder = self._env.sim.pathfinder
+        sim: Any = self._env.sim
+        pathfinder = sim.pathfinder
         episode = self._env.current_episode
         heights = [point[1] for point in [episode.start_position, *(getattr(episode, "reference_path", None) or [])]]
         floors: list[float] = []
@@ -158,5 +160,6 @@ def heading_of(state: AgentState) -> float:
 
     0 looks along −z, positive turns to the left (counter-clockwise seen from above).
     """
-    looking = quaternion_rotate_vector(state.rotation.inverse(), np.array([0, 0, -1]))
+    rotation: Any = state.rotation
+    looking = quaternion_rotate_vector(rotation.inverse(), np.array([0, 0, -1]))
     return float(cartesian_to_polar(-looking[2], looking[0])[1])

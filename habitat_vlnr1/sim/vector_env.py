@@ -48,7 +48,7 @@ def make_env(config: DictConfig, dataset: Dataset | None = None) -> gym.Env:
     return make_gym_from_config(config, dataset)
 
 
-def _add_description_cameras(cameras: DictConfig) -> None:
+def _add_description_cameras(cameras: Any) -> None:
     rgb = cameras.rgb_sensor
     geometry = {key: rgb[key] for key in ("width", "height", "hfov", "position", "orientation")}
     cameras.setdefault("depth_sensor", HabitatSimDepthSensorConfig(**geometry, normalize_depth=False))
@@ -123,6 +123,8 @@ class VLNVectorEnv(VectorEnv):
         self._closing = False
         # Resets are commands of their own, so that it is known which episode a worker ended at.
         super().__init__(*args, auto_reset_done=False, **kwargs)
+
+    _workers: list[Any]  # processes; the threads that Habitat's annotation allows are another class
 
     @staticmethod
     def _worker_env(

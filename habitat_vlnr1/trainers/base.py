@@ -101,6 +101,8 @@ class VLNR1Trainer(PPOTrainer):
         ValueError: a key of `vlnr1` is wrong; before any work.
     """
 
+    envs: Any  # of VLNVectorEnvFactory, with left_out
+
     def __init__(self, config: DictConfig | None = None):
         super().__init__(config)
         import_modules(self.config)

@@ -15,10 +15,10 @@ from typing import Any
 
 from habitat import make_dataset
 from habitat_baselines.common.base_trainer import BaseTrainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from habitat_vlnr1.config import action_space, edited, records_of
+from habitat_vlnr1.config import action_space, edited, plain, records_of
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
@@ -97,7 +97,7 @@ def to_sharegpt(config: DictConfig) -> None:
     ego = VLNEgo(source)
     options = config.vlnr1
     made_with = {
-        "memory": OmegaConf.to_container(options.memory, resolve=True),
+        "memory": plain(options.memory),
         "num_actions": options.prompt.num_actions,
         "label_offset": options.data.label_offset,
         "template": options.convert.template,

@@ -29,7 +29,7 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_sources, edited, export_folder, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, export_folder, memory_of, plain, sft_arguments, template_of
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
@@ -176,7 +176,7 @@ def provenance(config: DictConfig, number: int, rule: dict[str, Any], start: str
         "split": SPLIT,
         "dataset": config.habitat.dataset.type,
         "task": task_identity(config, SPLIT),
-        "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
+        "protocol": plain(config.vlnr1.protocol),
         "expert": plan.mode,
         "jpeg_quality": config.vlnr1.export.jpeg_quality,
         **depth_meta(config),
@@ -250,9 +250,10 @@ class RollIn(Walkers):
 
     def _decide(self, walks: Sequence[Walk], observations: Sequence[dict[str, Any]]) -> list[int]:
         count = len(observations)
-        batch = apply_obs_transforms_batch(batch_obs(list(observations)), self.transforms)
+        batch: Any = batch_obs(list(observations))
+        batch = apply_obs_transforms_batch(batch, self.transforms)
         with inference_mode():
-            decided = self.policy.act(
+            decided: Any = self.policy.act(
                 batch,
                 torch.zeros(count, *self.policy.hidden_state_shape),
                 torch.zeros(count, 1, dtype=torch.long),

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import action_space, edited, export_folder, records_of
+from habitat_vlnr1.config import action_space, edited, export_folder, plain, records_of
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
@@ -90,7 +90,7 @@ def export_meta(config: DictConfig, split: str) -> dict[str, Any]:
         "split": split,
         "dataset": dataset.type,
         "task": task_identity(config, split),
-        "protocol": OmegaConf.to_container(config.vlnr1.protocol, resolve=True),
+        "protocol": plain(config.vlnr1.protocol),
         "expert": config.vlnr1.task.expert,
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,

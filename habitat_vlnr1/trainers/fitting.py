@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from habitat_vlnr1.config import action_space, asked_with, records_of, trained_card
+from habitat_vlnr1.config import action_space, asked_with, plain, records_of, trained_card
 from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
 from habitat_vlnr1.files import differences, read_json
 from habitat_vlnr1.lvlm import checkpoint
@@ -94,12 +94,12 @@ def training_run(config: DictConfig, stage: str, start: str, folders: Sequence[P
         start: checkpoint or hub id.
         folders: exported data.
     """
-    options = OmegaConf.to_container(config.vlnr1["rft" if stage == "rft" else "sft"], resolve=True)
+    options = plain(config.vlnr1["rft" if stage == "rft" else "sft"])
     per_step = options.get("per_device_train_batch_size", 8) * options.get("gradient_accumulation_steps", 1)
     run = {
         "seed": config.habitat.seed,
         "start": folder_fingerprint(start) or start,
-        "lora": OmegaConf.to_container(config.vlnr1.model.lora, resolve=True) if config.vlnr1.model.lora else None,
+        "lora": plain(config.vlnr1.model.lora) if config.vlnr1.model.lora else None,
         "freeze_vision": config.vlnr1.model.freeze_vision,
         "label_offset": config.vlnr1.data.label_offset,
         "rows_per_step": per_step * PartialState().num_processes,
@@ -107,12 +107,12 @@ def training_run(config: DictConfig, stage: str, start: str, folders: Sequence[P
         "settings": {key: value for key, value in options.items() if key not in FREE},
     }
     if stage == "rft":
-        run["records"] = OmegaConf.to_container(config.vlnr1.data.rft_records, resolve=True)
+        run["records"] = plain(config.vlnr1.data.rft_records)
         if options.get("online"):
             run["settings"]["online"] = {k: v for k, v in options["online"].items() if k != "num_environments"}
             run["task"] = task_identity(config, "train")
     if stage == "dagger":
-        walks = OmegaConf.to_container(config.vlnr1.dagger, resolve=True)
+        walks = plain(config.vlnr1.dagger)
         run["dagger"] = {k: v for k, v in walks.items() if k not in ("rounds", "start", "num_environments")}
     return json.loads(json.dumps(run))
 

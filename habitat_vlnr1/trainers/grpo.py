@@ -32,13 +32,19 @@ from habitat_vlnr1.lvlm.checkpoint import why_not_finite
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
-from habitat_vlnr1.records import Records
+from habitat_vlnr1.records import Record, Records
 from habitat_vlnr1.rewards import matches
 from habitat_vlnr1.trainers.fitting import StopsWhenDiverged, last_good
 
 
 class RecordTrainer(StopsWhenDiverged, trl.GRPOTrainer):
     """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
+
+    # More than TRL's annotations promise, of a trainer that has been made.
+    model: Any
+    args: trl.GRPOConfig
+    num_generations: int
+    reward_funcs: list[Any]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         if "actions" in inputs[0]:  # walks have none
@@ -89,7 +95,8 @@ class GroupTrainer(RecordTrainer):
     def __init__(
         self, *args: Any, records: Records | None, encoder: PromptEncoder, train_forced: bool = True, **rest: Any
     ):
-        super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.roll_out(), **rest)
+        rest["rollout_func"] = lambda prompts, trainer: self.roll_out()
+        super().__init__(*args, **rest)
         if self.ref_model is not None:
             share_prefixes(self.accelerator.unwrap_model(self.ref_model))
         self.records = records
@@ -187,12 +194,16 @@ class GroupTrainer(RecordTrainer):
         size = self.num_generations if self.model.training else self.num_generations_eval
         return (self.accelerator.process_index * len(self._rows) + number) % size
 
+    def _record(self, number: int) -> Record:
+        assert self.records is not None, "a subclass without records has its own _prompt and _query"
+        return self.records[number]
+
     def _prompt(self, number: int) -> Prompt:
-        record = self.records[number]
+        record = self._record(number)
         return Prompt(record.instruction, record.frames, record.frames)
 
     def _query(self, number: int) -> Any:
-        record = self.records[number]
+        record = self._record(number)
         return self.encoder.query(record.instruction, record.frames)
 
     def _get_per_token_logps_and_entropies(

@@ -80,7 +80,8 @@ class Walkers:
         while queues:
             # The memory must see every step.
             rows = list(queues)
-            batch = apply_obs_transforms_batch(batch_obs([seen[index] for index in rows]), self.transforms)
+            batch: Any = batch_obs([seen[index] for index in rows])
+            batch = apply_obs_transforms_batch(batch, self.transforms)
             if not any(queue[0].plan for queue in queues.values()):
                 self._answer([queues[index][0] for index in rows], batch, decoder)
             moving = [index for index in rows if queues[index][0].plan]

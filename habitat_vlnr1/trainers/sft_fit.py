@@ -7,9 +7,9 @@ from typing import Any
 
 import trl
 from datasets import Dataset
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from habitat_vlnr1.config import action_space, lora, prompt_encoder, sft_arguments, trained_card
+from habitat_vlnr1.config import action_space, lora, plain, prompt_encoder, sft_arguments, trained_card
 from habitat_vlnr1.files import differences, full_disk_is_said
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
@@ -35,7 +35,7 @@ def starting_model(config: DictConfig, records: Records) -> str:
     if not folder.is_dir():
         make_tiny(config, records, folder)
     card = checkpoint.read_card(folder)
-    build = OmegaConf.to_container(config.vlnr1.model.build, resolve=True)
+    build = plain(config.vlnr1.model.build)
     changed = differences(card.info["build"], build, "vlnr1.model.build") if card and "build" in card.info else []
     if changed:
         raise checkpoint.CheckpointError(
@@ -60,7 +60,7 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     use_cores(config)
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
-    made_with = {"build": OmegaConf.to_container(build, resolve=True)}
+    made_with = {"build": plain(build)}
     checkpoint.save(folder, model, processor, trained_card(config, "warm-up", **made_with))
 
 

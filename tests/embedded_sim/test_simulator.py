@@ -121,6 +121,32 @@ def test_bad_states_are_refused(sim: habitat_sim.Simulator, bad: tuple) -> None:
         put(sim, *bad)
 
 
+@pytest.mark.parametrize("name", ["move_forward", "turn_left", "look_up"])
+def test_an_action_without_its_amount_is_named(sim: habitat_sim.Simulator, name: str) -> None:
+    agent = sim.get_agent(0)
+    with pytest.raises(ValueError, match=f"{name}.* needs an ActuationSpec"):
+        agent.controls.action(agent.scene_node, name, None)
+
+
+def test_the_follower_needs_actions_that_say_how_far(scene: str) -> None:
+    config = configuration(scene)
+    config.agents[0].action_space[FORWARD] = habitat_sim.ActionSpec("move_forward")
+    with pytest.raises(ValueError, match="needs one 'move_forward' with an actuation"):
+        habitat_sim.Simulator(config).make_greedy_follower(0)
+
+
+def test_a_closed_simulator_says_so(sim: habitat_sim.Simulator) -> None:
+    sim.close()
+    with pytest.raises(RuntimeError, match="the simulator is closed"):
+        sim.recompute_navmesh(sim.pathfinder, habitat_sim.NavMeshSettings())
+
+
+@pytest.mark.parametrize("path", [habitat_sim.ShortestPath, habitat_sim.MultiGoalShortestPath])
+def test_a_path_without_its_ends_is_named(sim: habitat_sim.Simulator, path: type) -> None:
+    with pytest.raises(ValueError, match="needs requested_start"):
+        sim.pathfinder.find_path(path())
+
+
 def test_reset_returns_to_the_initial_state_and_seeds_repeat_it(scene: str) -> None:
     starts = []
     for seed in (5, 5, 6):

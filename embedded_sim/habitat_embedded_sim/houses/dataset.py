@@ -220,14 +220,17 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
 
 def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int) -> list[dict]:
     """Up to `count` episodes; a goal serves at most _SHARED of them, from different starts."""
-    settings, episodes = job.settings, []
+    settings = job.settings
+    episodes: list[dict] = []
     used: dict[str, int] = {}
     for _ in range(_GOAL_TRIES * count):
         if len(episodes) == count:
             break
         goal = draw_goal(rng, world, used)
+        if goal is None:
+            continue
         found = 0
-        for _ in range(_START_TRIES if goal else 0):
+        for _ in range(_START_TRIES):
             if found == _SHARED or len(episodes) == count:
                 break
             route = draw_route(

@@ -9,6 +9,7 @@ The `.glb` is z-up, as habitat-sim takes a bare one: world (x, y, z) = mesh (x, 
 
 import json
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def glb_bytes(objects: list[SceneObject]) -> bytes:
         meshes.append({"name": item.category, "primitives": primitives})
         extras = {"semantic_id": item.semantic_id}
         nodes.append({"name": f"{item.category} {item.semantic_id}", "mesh": len(meshes) - 1, "extras": extras})
-    unlit = {"KHR_materials_unlit": {}}
+    unlit: dict[str, dict] = {"KHR_materials_unlit": {}}
     materials = [
         {
             "name": name,
@@ -119,8 +120,8 @@ def glb_bytes(objects: list[SceneObject]) -> bytes:
     return header + chunks
 
 
-def _code(semantic_id: int) -> int:
-    """The colour (0xRRGGBB) that stands for an id; distinct, as the factor is odd."""
+def _code(semantic_id: Any) -> Any:
+    """An int, or an array of int64: the colour (0xRRGGBB) that stands for an id; distinct, as the factor is odd."""
     return (semantic_id * 2654435761) & 0xFFFFFF
 
 
@@ -140,7 +141,7 @@ def semantic_ply(objects: list[SceneObject]) -> bytes:
     points, faces, ids = geometry(objects)
     codes = _code(np.repeat(ids[::2].astype(np.int64), 4))  # two faces and four points a quad
     vertices = np.zeros(len(points), [("position", "<f4", 3), ("colour", "u1", 3)])
-    vertices["position"] = points * np.float32([1, -1, -1])
+    vertices["position"] = points * np.array([1, -1, -1], np.float32)
     vertices["colour"] = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
     triangles = np.zeros(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
     triangles["count"], triangles["corners"] = 3, faces

@@ -192,7 +192,7 @@ def _stop_clause(rng: np.random.Generator, route: Route, phrases: Phrases) -> st
 
 def _join(rng: np.random.Generator, clauses: list[str], phrases: Phrases) -> str:
     """Sentences of one or two clauses."""
-    sentences = []
+    sentences: list[str] = []
     while clauses:
         take = 2 if len(clauses) > 1 and rng.random() < 0.6 else 1
         part, clauses = clauses[:take], clauses[take:]

@@ -91,10 +91,10 @@ def draw_route(
     start = _draw_start(rng, world, goal, doors)
     if start is None:
         return None
-    length, points, _ = world.wide.find_path(start, goal.places)
+    length, corners, _ = world.wide.find_path(start, goal.places)
     if not SHORTEST <= length <= LONGEST:
         return None
-    points = np.round(points.astype(np.float64), 3)
+    points = np.round(corners.astype(np.float64), 3)
     first = points[1] - points[0]
     heading = math.atan2(-first[0], -first[2]) + _draw_turn(rng, start_turn)
     heading = round(math.atan2(math.sin(heading), math.cos(heading)), 6)

@@ -28,7 +28,7 @@ class PreviousAction(nn.Embedding):
     def __init__(self) -> None:
         super().__init__(len(Action) + 1, PREVIOUS_SIZE)
 
-    def forward(self, prev_actions: Tensor, masks: Tensor) -> Tensor:
+    def forward(self, prev_actions: Tensor, masks: Tensor) -> Tensor:  # type: ignore[override]  # masks come too
         return super().forward((prev_actions.view(-1) + 1) * masks.view(-1).long())
 
 
@@ -44,7 +44,7 @@ class VLNNet(Net):
     def __init__(self, observation_space: spaces.Dict, net: Any, bidirectional: bool):
         super().__init__()
         self.hidden_size = net.hidden_size
-        self.cameras = cameras(observation_space, net)
+        self.cameras: Any = cameras(observation_space, net)
         self.instruction = InstructionEncoder(net, bidirectional)
 
     @property
@@ -129,7 +129,8 @@ class CMANet(VLNNet):
         hidden, words = net.hidden_size, self.instruction.output_size
         self.key_size = hidden // 2
         self.previous = PreviousAction()
-        self.places, self.pooled, self.keys_values = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.pooled, self.keys_values = nn.ModuleDict(), nn.ModuleDict()
+        self.places: Any = nn.ModuleDict()
         for key, camera in self.cameras.items():
             self.places[key] = nn.Embedding(camera.places, PLACE_SIZE)
             self.pooled[key] = _line(camera.channels + PLACE_SIZE, net[f"{key}_size"])

@@ -15,6 +15,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.rl.ppo.policy import Net, NetPolicy
 from omegaconf import DictConfig, OmegaConf
 
+from habitat_vlnr1.config import plain
 from habitat_vlnr1.policies.vlnce.nets import CMANet, Seq2SeqNet
 from habitat_vlnr1.policies.vlnce.vocabulary import Vocabulary
 
@@ -39,12 +40,13 @@ class InstructedPolicy(NetPolicy):
         encoder.vocabulary = Vocabulary.of(texts, encoder.size)
 
 
-def _training_instructions(dataset: DictConfig) -> list[str]:
-    dataset = OmegaConf.create(OmegaConf.to_container(dataset, resolve=True))
+def _training_instructions(dataset: Any) -> list[str]:
+    dataset = OmegaConf.create(plain(dataset))
     dataset.split = "train"
     for narrowed in ("episode_ids", "max_episodes"):
         dataset[narrowed] = None
-    if not registry.get_dataset(dataset.type).check_config_paths_exist(dataset):
+    dataset_class: Any = registry.get_dataset(dataset.type)
+    if not dataset_class.check_config_paths_exist(dataset):
         return []
     return [episode.instruction.instruction_text for episode in make_dataset(dataset.type, config=dataset).episodes]
 

@@ -69,8 +69,6 @@ class SensorSpec(Partial):
             return NotImplemented
         return vars(self) == vars(other)
 
-    __hash__ = None
-
 
 @dataclass(eq=False)
 class CameraSensorSpec(SensorSpec):
@@ -89,8 +87,7 @@ class Sensor(Partial):
     """A camera on a node. `render` gives its node's view of the current scene; the simulator supplies it."""
 
     def __init__(self, spec: SensorSpec, parent: SceneNode, render: Callable[[Sensor], View]) -> None:
-        _check(spec)
-        self._spec = spec
+        spec = self._spec = _checked(spec)
         self._render = render
         self._image: np.ndarray | None = None
         self.node = SceneNode(parent)
@@ -134,6 +131,7 @@ class Sensor(Partial):
         """The drawn image: uint8 [H, W, 4] (colour), float32 [H, W] (metres) or uint32 [H, W] (semantic ids)."""
         if self._image is None:
             self.draw_observation()
+        assert self._image is not None
         return self._image.copy()  # the renderer remembers its views; callers may write into what they get
 
 
@@ -141,8 +139,8 @@ CameraSensor = VisualSensor = Sensor
 add_placeholders(globals(), "SensorFactory")
 
 
-def _check(spec: SensorSpec) -> None:
-    """Raise where the specification asks for what is not rendered here."""
+def _checked(spec: SensorSpec) -> CameraSensorSpec:
+    """The specification; raises where it asks for what is not rendered here."""
     if not isinstance(spec, CameraSensorSpec) or spec.sensor_subtype != SensorSubType.PINHOLE:
         raise needs_real(f"sensor {spec.uuid!r}: a camera other than a pinhole")
     if spec.sensor_type not in (SensorType.COLOR, SensorType.DEPTH, SensorType.SEMANTIC):

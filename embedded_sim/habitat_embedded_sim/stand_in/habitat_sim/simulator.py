@@ -159,8 +159,14 @@ class Simulator(SimulatorBackend):
 
     def recompute_navmesh(self, pathfinder: PathFinder, navmesh_settings: NavMeshSettings) -> bool:
         """Give `pathfinder` the present scene's navmesh for these settings; False in an empty scene."""
-        pathfinder.use_grid(self._scene.nav_grid(navmesh_settings.for_grid()), navmesh_settings)
+        pathfinder.use_grid(self._loaded.nav_grid(navmesh_settings.for_grid()), navmesh_settings)
         return pathfinder.is_loaded
+
+    @property
+    def _loaded(self) -> Scene:
+        if self._scene is None:
+            raise RuntimeError("the simulator is closed: reconfigure loads a scene again")
+        return self._scene
 
     @property
     def _default_agent_id(self) -> int:
@@ -179,7 +185,7 @@ class Simulator(SimulatorBackend):
             self._scene = open_scene(self.config.sim_cfg.scene_id)
         sensor = Sensor(sensor_spec, node, self._render)
         self.sensors[sensor_spec.uuid] = sensor
-        self._scene.renderer.keep = max(self._scene.renderer.keep, len(self.sensors))
+        self._loaded.renderer.keep = max(self._loaded.renderer.keep, len(self.sensors))
         return sensor
 
     add_sensor = create_sensor
@@ -194,7 +200,7 @@ class Simulator(SimulatorBackend):
 
     def _render(self, sensor: Sensor) -> View:
         position, rotation = sensor.node.absolute_pose()
-        return self._scene.renderer.view(sensor.camera, position, rotation)
+        return self._loaded.renderer.view(sensor.camera, position, rotation)
 
     def render_sensors(self, sensors: list[Sensor]) -> None:
         """Draw the observations of several cameras."""

@@ -7,6 +7,7 @@ brings the goal nearest, with small costs for turning, collisions and walls.
 from __future__ import annotations
 
 import math
+import sys
 from enum import IntEnum
 from itertools import pairwise
 from typing import Any
@@ -70,15 +71,19 @@ class GreedyGeodesicFollower(Partial):
             GreedyFollowerCodes.RIGHT: own_right if right_key is None else right_key,
         }
         self.goal_radius = 0.75 * self.forward_spec.amount if goal_radius is None else goal_radius
-        self._thrashing_threshold = thrashing_threshold if fix_thrashing else math.inf
+        self._thrashing_threshold = thrashing_threshold if fix_thrashing else sys.maxsize
         self.reset()
 
     def _find_action(self, name: str) -> tuple[Any, ActuationSpec]:
         found = [
-            (key, spec.actuation) for key, spec in self.agent.agent_config.action_space.items() if spec.name == name
+            (key, spec.actuation)
+            for key, spec in self.agent.agent_config.action_space.items()
+            if spec.name == name and spec.actuation is not None
         ]
         if len(found) != 1:
-            raise ValueError(f"the greedy follower needs one {name!r} in the agent's action space, found {len(found)}")
+            raise ValueError(
+                f"the greedy follower needs one {name!r} with an actuation in the agent's actions, found {len(found)}"
+            )
         return found[0]
 
     def reset(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from habitat_embedded_sim import navmesh
 from habitat_embedded_sim.navmesh import NavGrid
 from habitat_embedded_sim.unsupported import Partial
+from numpy.typing import ArrayLike
 
 
 @dataclass
@@ -74,7 +75,7 @@ class _Path(Partial):
         return self._start
 
     @requested_start.setter
-    def requested_start(self, point: Sequence[float]) -> None:
+    def requested_start(self, point: ArrayLike) -> None:
         self._start = mn.Vector3(point)
 
     @property
@@ -90,7 +91,7 @@ class ShortestPath(_Path):
         return mn.Vector3(self._ends[0]) if len(self._ends) else None
 
     @requested_end.setter
-    def requested_end(self, point: Sequence[float]) -> None:
+    def requested_end(self, point: ArrayLike) -> None:
         self._ends = np.array([[*point]], np.float32)
 
 
@@ -175,21 +176,21 @@ class PathFinder(Partial):
         """int32 [z, x]: the island of that floor, −1 where it is not navigable."""
         return self.grid.topdown_islands(meters_per_pixel, height, eps)
 
-    def is_navigable(self, pt: Sequence[float], max_y_delta: float = 0.5) -> bool:
+    def is_navigable(self, pt: ArrayLike, max_y_delta: float = 0.5) -> bool:
         return self.grid.is_navigable(pt, max_y_delta)
 
-    def island_radius(self, pt: Sequence[float] | int) -> float:
+    def island_radius(self, pt: ArrayLike | int) -> float:
         """Radius in metres of an island, given by its number or by a point on it; 0 where the point is on none."""
         return self.grid.island_radius(pt)
 
-    def get_island(self, pt: Sequence[float]) -> int:
+    def get_island(self, pt: ArrayLike) -> int:
         """Number of the island that `pt` projects to, −1 for none."""
         return self.grid.island(pt)
 
-    def distance_to_closest_obstacle(self, pt: Sequence[float], max_search_radius: float = 2.0) -> float:
+    def distance_to_closest_obstacle(self, pt: ArrayLike, max_search_radius: float = 2.0) -> float:
         return self.grid.distance_to_obstacle(pt, max_search_radius)
 
-    def closest_obstacle_surface_point(self, pt: Sequence[float], max_search_radius: float = 2.0) -> HitRecord:
+    def closest_obstacle_surface_point(self, pt: ArrayLike, max_search_radius: float = 2.0) -> HitRecord:
         """The nearest border of the navmesh; NaN where none is within the radius."""
         distance, point, normal = self.grid.closest_obstacle(pt, max_search_radius)
         return HitRecord(mn.Vector3(point), mn.Vector3(normal), distance)
@@ -199,24 +200,24 @@ class PathFinder(Partial):
         return mn.Vector3(self.grid.random_point(self._rng, None if island_index < 0 else island_index))
 
     def get_random_navigable_point_near(
-        self, circle_center: Sequence[float], radius: float, max_tries: int = 100, island_index: int = -1
+        self, circle_center: ArrayLike, radius: float, max_tries: int = 100, island_index: int = -1
     ) -> mn.Vector3:
         """A point within `radius` metres of the centre, on its island; NaN where `max_tries` find none."""
         if island_index >= 0 and self.grid.island(circle_center) != island_index:
             return mn.Vector3(float("nan"))
         return mn.Vector3(self.grid.random_point_near(circle_center, radius, self._rng, max_tries))
 
-    def snap_point(self, point: Sequence[float], island_index: int = -1) -> mn.Vector3:
+    def snap_point(self, point: ArrayLike, island_index: int = -1) -> mn.Vector3:
         """The nearest navigable point, NaN where there is none (on that island)."""
         if island_index >= 0 and self.grid.island(point) != island_index:
             return mn.Vector3(float("nan"))
         return mn.Vector3(self.grid.snap(point))
 
-    def try_step(self, start: Sequence[float], end: Sequence[float]) -> mn.Vector3:
+    def try_step(self, start: ArrayLike, end: ArrayLike) -> mn.Vector3:
         """Where walking from start towards end leads, sliding along walls."""
         return mn.Vector3(self.grid.step(start, end, slide=True))
 
-    def try_step_no_sliding(self, start: Sequence[float], end: Sequence[float]) -> mn.Vector3:
+    def try_step_no_sliding(self, start: ArrayLike, end: ArrayLike) -> mn.Vector3:
         """Where walking from start towards end leads, stopping at walls."""
         return mn.Vector3(self.grid.step(start, end, slide=False))
 
