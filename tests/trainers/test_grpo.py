@@ -238,7 +238,8 @@ def test_the_likeliest_answers_are_rewarded_apart(configured):
 
 def test_rewards_are_combined_by_weight(configured):
     config = configured(
-        "vlnr1.rft.rewards=[{name: uniform, weight: 0.5}, {name: hard, weight: 2},{name: test_grpo.zero, weight: 1}]"
+        "vlnr1.rft.rewards=[{name: uniform, weight: 0.5}, {name: hard, weight: 2}, "
+        "{name: tests.trainers.test_grpo.zero, weight: 1}]"
     )
     functions = reward_functions(config)
     assert [function.__name__ for function in functions] == ["uniform", "hard", "zero"]
