@@ -29,8 +29,9 @@ from habitat_baselines.config.default import get_config
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.lvlm import checkpoint, tiny
-from habitat_vlnr1.records import Episode, EpisodeWriter
+from habitat_vlnr1.records import Episode
 from habitat_vlnr1.register import register
 from habitat_vlnr1.trainers.fitting import open_records
 from habitat_vlnr1.trainers.rft_fit import Recorded, make_trainer

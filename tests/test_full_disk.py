@@ -8,8 +8,9 @@ from unittest import mock
 
 import pytest
 
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.files import DiskFull, full_disk_is_said, write_atomically
-from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo
+from habitat_vlnr1.records import Episode, VLNEgo
 from habitat_vlnr1.results import EpisodeLog, episode_line, read_episodes
 
 WRITE = """

@@ -10,8 +10,9 @@ from PIL import Image
 
 from habitat_vlnr1 import records
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.episode_writer import EpisodeWriter, place_frame
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, VLNEgo, summarize
+from habitat_vlnr1.records import Episode, RecordError, VLNEgo, summarize
 
 META = {"split": "train", "protocol": {"turn_angle": 30}}
 
@@ -199,7 +200,7 @@ def test_frames_may_be_files_which_are_linked_or_copied(root, tmp_path, monkeypa
     writer.write(episode("3", [0]), [source])
     linked = root / "frames/house/3/0000.jpg"
     assert linked.samefile(source)
-    records.place_frame(jpeg(99), linked)
+    place_frame(jpeg(99), linked)
     assert source.read_bytes() == jpeg(7)
     monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError("another file system")))
     writer.write(episode("4", [0]), [source])
@@ -288,7 +289,7 @@ def test_a_half_meta_is_named(root, content):
     (root / "meta.json").write_bytes(content)
     with pytest.raises(RecordError, match=r"meta\.json: .*delete the folder and export again"):
         VLNEgo(root)
-    with pytest.raises(RecordError, match=r"meta\.json: |was exported with"):
+    with pytest.raises(RecordError, match=r"meta\.json: |was made from something else"):
         EpisodeWriter(root, META)
 
 

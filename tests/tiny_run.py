@@ -6,9 +6,10 @@ import numpy as np
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
-from habitat_vlnr1.records import Episode, EpisodeWriter
+from habitat_vlnr1.records import Episode
 from habitat_vlnr1.results import write_json
 
 SPACE = ActionSpace(0.5, 30)

@@ -24,11 +24,12 @@ from typing import Any, NamedTuple, TextIO
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import SEPARATOR, Action, ActionSpace, read_letters
+from habitat_vlnr1.episode_writer import place_frame
 from habitat_vlnr1.errors import RecordError
 from habitat_vlnr1.files import is_text, read_json, write_atomically
 from habitat_vlnr1.memory import Uniform
 from habitat_vlnr1.prompt import PromptTemplate
-from habitat_vlnr1.records import Episode, Record, Records, check_jpeg, place_frame
+from habitat_vlnr1.records import Episode, Record, Records, check_jpeg
 
 IMAGE = "<image>"
 RECORDS_PER_FILE = 20_000

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from habitat_vlnr1.config import action_space, edited, plain, records_of
+from habitat_vlnr1.episode_writer import EpisodeWriter, claim_folder
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
@@ -26,15 +27,7 @@ from habitat_vlnr1.interchange.parquet import ParquetEpisodes, columns, write_pa
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.interchange.submission import write_submission
 from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import (
-    Episode,
-    EpisodeWriter,
-    RecordError,
-    Records,
-    VLNEgo,
-    claim_folder,
-    summarize,
-)
+from habitat_vlnr1.records import Episode, RecordError, Records, VLNEgo, summarize
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.base import register_trainer
 

@@ -17,19 +17,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import action_space, edited, export_folder, plain, records_of
+from habitat_vlnr1.episode_writer import EpisodeWriter, check_claim
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT
-from habitat_vlnr1.records import (
-    EpisodeWriter,
-    RecordError,
-    VLNEgo,
-    check_claim,
-    read_episode_lines,
-    read_meta,
-    summarize,
-)
+from habitat_vlnr1.records import RecordError, VLNEgo, read_episode_lines, read_meta, summarize
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.datasets import EmptyShard
 from habitat_vlnr1.sim.task_files import task_identity

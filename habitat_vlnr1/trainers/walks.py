@@ -16,8 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT, decode_text
-from habitat_vlnr1.records import Episode, EpisodeWriter
+from habitat_vlnr1.records import Episode
 from habitat_vlnr1.results import LeftOut
 from habitat_vlnr1.sim.episode_files import GroundTruth
 from habitat_vlnr1.sim.gym_env import TRACE

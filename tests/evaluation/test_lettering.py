@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.evaluation import lettering
 from habitat_vlnr1.evaluation.lettering import NOTE, bundled, stretches, undrawable
 from habitat_vlnr1.evaluation.pictures import Page, font
 from habitat_vlnr1.interchange.card import write_sheet
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo
+from habitat_vlnr1.records import Episode, VLNEgo
 from tests.test_records import META, jpeg
 
 HINDI, TELUGU, CHINESE = "बाईं ओर मुड़ें और रुकें।", "నీలం అల్మారా వద్ద ఆగండి.", "左转穿过门"

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace, read_letters
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.interchange.card import card
 from habitat_vlnr1.interchange.parquet import ParquetEpisodes, write_parquet
@@ -24,7 +25,7 @@ from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.interchange.submission import KINDS, write_submission
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo
+from habitat_vlnr1.records import Episode, VLNEgo
 from habitat_vlnr1.results import EpisodeLog, episode_line, read_summary, summarise, table
 
 MEMORY = make_memory("long_short")

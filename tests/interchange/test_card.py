@@ -8,9 +8,10 @@ import yaml
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.interchange.card import card, sheet, write_sheet
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.records import Episode, EpisodeWriter, VLNEgo
+from habitat_vlnr1.records import Episode, VLNEgo
 
 META = {
     "split": "train",

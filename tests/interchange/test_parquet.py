@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.interchange import parquet
 from habitat_vlnr1.interchange.parquet import ParquetEpisodes, from_row, shards, to_row, write_parquet
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, VLNEgo
+from habitat_vlnr1.records import Episode, RecordError, VLNEgo
 from tests.test_records import META, episode, jpeg
 
 

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.interchange import sharegpt
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
-from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError, VLNEgo
+from habitat_vlnr1.records import Episode, RecordError, VLNEgo
 
 WORDS = ["D. Stop", "A. Move forward 25 cm", "B. Turn left 30 degrees", "C. Turn right 30 degrees"]
 ACTIONS = [3, 1, 1, 2] * 6 + [1, 0]  # 26 steps: more than 16 frames of history

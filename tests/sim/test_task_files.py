@@ -6,8 +6,9 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
+from habitat_vlnr1.episode_writer import check_claim, claim_folder
 from habitat_vlnr1.files import differences
-from habitat_vlnr1.records import RecordError, check_claim, claim_folder
+from habitat_vlnr1.records import RecordError
 from habitat_vlnr1.sim.datasets import RxRVLNCEDatasetConfig, VLNCEDatasetConfig
 from habitat_vlnr1.sim.task_files import task_identity
 

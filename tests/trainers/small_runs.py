@@ -7,9 +7,10 @@ import torch
 from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
-from habitat_vlnr1.records import Episode, EpisodeWriter
+from habitat_vlnr1.records import Episode
 from habitat_vlnr1.trainers.fitting import check_start, open_records
 from habitat_vlnr1.trainers.rft_fit import Recorded
 from habitat_vlnr1.trainers.rft_fit import fit as fit_rft

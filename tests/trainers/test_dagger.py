@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from habitat_baselines.config.default import get_config
 
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.policies.mixture import GOAL
-from habitat_vlnr1.records import Episode, EpisodeWriter, RecordError
+from habitat_vlnr1.records import Episode, RecordError
 from habitat_vlnr1.sim.vector_env import make_env
 from habitat_vlnr1.trainers.dagger import draw_episodes, round_config, schedule
 from tests.paths import CONFIGS, SIM_CONFIGS

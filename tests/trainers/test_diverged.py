@@ -9,11 +9,12 @@ from habitat_baselines.config.default import get_config
 from safetensors.torch import load_file
 
 from habitat_vlnr1.config import prompt_encoder
+from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.errors import CheckpointError
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.policies.habitat_checkpoint import read_pth, write_pth
-from habitat_vlnr1.records import Episode, EpisodeWriter
+from habitat_vlnr1.records import Episode
 from habitat_vlnr1.trainers import fitting
 from habitat_vlnr1.trainers.fitting import StopsWhenDiverged, open_records
 from habitat_vlnr1.trainers.il import Episodes, Imitation

@@ -8,7 +8,8 @@ import pytest
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 
-from habitat_vlnr1.records import EpisodeWriter, RecordError, VLNEgo
+from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.records import RecordError, VLNEgo
 from habitat_vlnr1.trainers.export import check_shards, is_exported, merged, summary_files
 from tests.paths import CONFIGS
 
