@@ -111,7 +111,7 @@ class VLNVectorEnv(VectorEnv):
     Args:
         auto_reset_done: begin the next episode where one is done.
         answer_timeout: seconds without an answer after which a worker is taken for hung.
-        rest: those of VectorEnv.
+        **kwargs: those of VectorEnv.
 
     Raises:
         RuntimeError: a worker failed by an exception, naming environment and episode; or ended before any episode.
