@@ -21,6 +21,7 @@ import sys
 import time
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -150,14 +151,15 @@ def read_rows(options: argparse.Namespace) -> None:
 
     path = checkpoint.resolve(options.checkpoint)
     card = checkpoint.read_card(path)
+    assert card is not None, f"{path}: no card, so not of this project's training"
     _, processor = checkpoint.load(path)
     ego = VLNEgo(options.data)
     records = ego.records(make_memory(**card.memory), card.num_actions)
     encoder = PromptEncoder(
         processor, get_template(card.template), card.num_actions, card.space, max_pixels=card.max_pixels
     )
-    rows = [{"index": [number]} for number in islice(cycle(range(len(records))), options.rows)]
-    loader = DataLoader(rows, 8, num_workers=2, collate_fn=SFTCollator(encoder, records.__getitem__))
+    rows: Any = [{"index": [number]} for number in islice(cycle(range(len(records))), options.rows)]
+    loader: DataLoader[Any] = DataLoader(rows, 8, num_workers=2, collate_fn=SFTCollator(encoder, records.__getitem__))
     tokens = sum(int(batch["attention_mask"].sum()) for batch in loader)
     print(f"{len(rows)} rows, {tokens} tokens")
 

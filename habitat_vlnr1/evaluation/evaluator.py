@@ -218,7 +218,7 @@ class _Evaluation:
         observations = envs.reset()
         for index in range(envs.num_envs):
             self._give_up(index)
-        running = [self._begin(index) if left else None for index, left in enumerate(self.left)]
+        running: list[_Running | None] = [self._begin(index) if left else None for index, left in enumerate(self.left)]
         state = self._first_state(envs.num_envs)
         batch = self._batch(observations)
         batch, observations, running = self._pause_finished(batch, state, observations, running)
@@ -228,13 +228,14 @@ class _Evaluation:
             infos = [info for _, _, _, info in outputs]
             said = self.policy.get_extra(action_data, infos, [done for _, _, done, _ in outputs])
             for index, (_, _, done, info) in enumerate(outputs):
-                given_up = LOST in info
+                given_up, episode = LOST in info, running[index]
+                assert episode is not None  # `_pause_finished` leaves out environments without one
                 if not given_up:
                     words = said[index] if said else {}
-                    self._follow(running[index], observations[index], actions[index], info, words)
+                    self._follow(episode, observations[index], actions[index], info, words)
                 if done:
                     if not given_up:
-                        self._finish(running[index], self.left[index], info)
+                        self._finish(episode, self.left[index], info)
                     self._give_up(index)
                     if self.left[index]:
                         running[index] = self._begin(index)
@@ -345,8 +346,8 @@ class _Evaluation:
             pictures.save(replay, self.folder / "videos", fps=self.config.habitat_baselines.video_fps)
 
     def _pause_finished(
-        self, batch: Any, state: dict[str, torch.Tensor], observations: list[Any], running: list[_Running]
-    ) -> tuple[Any, list[Any], list[_Running]]:
+        self, batch: Any, state: dict[str, torch.Tensor], observations: list[Any], running: list[_Running | None]
+    ) -> tuple[Any, list[Any], list[_Running | None]]:
         """Put to sleep the environments without episodes, and leave them out of everything."""
         finished = [index for index, left in enumerate(self.left) if not left]
         if not finished:

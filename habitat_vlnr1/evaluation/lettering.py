@@ -51,7 +51,11 @@ class Face:
 
 @lru_cache(maxsize=256)
 def _font(place: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(place), size) if place else ImageFont.load_default(size)
+    if place:
+        return ImageFont.truetype(str(place), size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # the other kind comes only where no size is asked for
+    return font
 
 
 @lru_cache

@@ -327,7 +327,7 @@ def _legend(page: Page, x: int, y: int, width: int) -> None:
 
 # --------------------------------------------------------------------------------------------------------- page
 @lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """The font that comes with Pillow, so that pictures look the same everywhere."""
     return bundled()[0].font(size)
 

@@ -175,7 +175,8 @@ class ParquetEpisodes:
         self.files = sorted((root / "data").glob("*.parquet"))
         if not self.files:
             raise RecordError(f"{root}: no data/*.parquet")
-        count, first = 0, None
+        count = 0
+        first: dict[str, Any] = {}
         for file in self.files:
             with _named(file):
                 opened = pq.ParquetFile(file)
@@ -214,11 +215,12 @@ class ParquetEpisodes:
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=EPISODES_PER_GROUP):
                     for row in batch.to_pylist():
                         episode = from_row(row)
-                        yield episode, *(self._pictures(episode, name, row[name]) for name in PICTURES)
+                        frames, depths = (self._pictures(episode, name, row[name]) for name in PICTURES)
+                        yield episode, frames, depths
 
     @staticmethod
     def _pictures(episode: Episode, name: str, column: Any) -> list[bytes]:
-        pictures = [(picture or {}).get("bytes") for picture in column or []]
+        pictures: list[Any] = [(picture or {}).get("bytes") for picture in column or []]
         if not (name == "depths" and not pictures) and len(pictures) != len(episode.actions):
             raise RecordError(f"episode {episode.episode_id}: {len(pictures)} {name}, {len(episode.actions)} actions")
         for step, picture in enumerate(pictures):

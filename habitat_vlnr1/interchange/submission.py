@@ -74,7 +74,7 @@ def rxr_submission(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     rows: dict[int, dict[str, Any]] = {}
     for line in map(_walked, lines):
-        number = line.get("instruction_id")
+        number: Any = line.get("instruction_id")
         if not (str(number).isascii() and str(number).isdecimal() and len(str(number)) < 20):
             raise SubmissionError(
                 f"episode {line['episode_id']}: instruction_id is {number!r}, not a number: is this RxR?"
@@ -86,9 +86,10 @@ def rxr_submission(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _walked(line: Mapping[str, Any]) -> Mapping[str, Any]:
     """The line itself, when it has a walk: an action between each state and the next."""
-    positions, headings, actions = (line.get(key) for key in ("positions", "headings", "actions"))
-    if not all(isinstance(column, list) for column in (positions, headings, actions)):
+    columns: list[Any] = [line.get(key) for key in ("positions", "headings", "actions")]
+    if not all(isinstance(column, list) for column in columns):
         raise SubmissionError(f"episode {line['episode_id']}: it lacks positions, headings or actions; evaluate again")
+    positions, headings, actions = columns
     if not len(positions) == len(headings) == len(actions) + 1:
         raise SubmissionError(
             f"episode {line['episode_id']}: {len(positions)} positions, {len(headings)} headings and {len(actions)} "

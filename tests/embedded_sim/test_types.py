@@ -81,6 +81,7 @@ def test_vectors() -> None:
     assert pickle.loads(pickle.dumps(v)) == copy.deepcopy(v) == v
     assert mn.math.dot(v, v) == v.dot() == pytest.approx(v.length() ** 2)
     assert mn.math.cross(mn.Vector3.x_axis(), mn.Vector3.y_axis()) == mn.Vector3.z_axis()
+    assert mn.math.angle(mn.Vector3.x_axis(), mn.Vector3.y_axis()) == mn.Deg(90.0)
     with pytest.raises(TypeError, match="give 3 numbers"):
         mn.Vector3(1.0, 2.0)
 

@@ -153,6 +153,7 @@ def _checked(spec: SensorSpec) -> CameraSensorSpec:
         raise needs_real(f"sensor {spec.uuid!r}: a camera that sees from {spec.near:g} to {spec.far:g} m only")
     if any(spec.clear_color[:3]):
         raise needs_real(f"sensor {spec.uuid!r}: a background colour")
+    return spec
 
 
 __getattr__ = missing_attribute(__name__)

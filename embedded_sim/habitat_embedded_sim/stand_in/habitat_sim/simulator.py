@@ -193,6 +193,7 @@ class Simulator(SimulatorBackend):
     def remove_sensor(self, uuid: str) -> None:
         """Remove a camera."""
         node = self.sensors.pop(uuid).node
+        assert node.parent is not None  # `Sensor` puts its node on another
         node.parent.children.remove(node)
 
     def get_sensor(self, sensor_uuid: str, agent_id: int | None = None) -> Sensor:

@@ -61,7 +61,7 @@ def cross(a: Vector3, b: Vector3) -> Vector3:
 
 def angle(normalized_a: Any, normalized_b: Any) -> Rad:
     """The angle between two unit vectors; half the rotation between two unit quaternions."""
-    return Rad(_math.acos(_math.fmin(1.0, _math.fmax(-1.0, dot(normalized_a, normalized_b)))))
+    return Rad(_math.acos(clamp(dot(normalized_a, normalized_b), -1.0, 1.0)))
 
 
 def _by_component(choose: Callable[..., float]) -> Callable[..., Any]:

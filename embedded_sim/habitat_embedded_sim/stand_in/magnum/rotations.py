@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math as _math
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from habitat_embedded_sim.unsupported import Partial
 
-from .vectors import _EPSILON, Vector3, Vector4
+from .vectors import _EPSILON, _NUMBER, Vector3, Vector4
 
 
 class _Angle(Partial):
@@ -20,8 +19,8 @@ class _Angle(Partial):
     _in_radians: ClassVar[float]
 
     def __init__(self, value: _Angle | float = 0.0) -> None:
-        other = isinstance(value, _Angle)
-        self._value = float(value) * (value._in_radians / self._in_radians if other else 1.0)
+        unit = value._in_radians / self._in_radians if isinstance(value, _Angle) else 1.0
+        self._value = float(value) * unit
 
     def __float__(self) -> float:
         return self._value
@@ -33,7 +32,7 @@ class _Angle(Partial):
         return type(self)(self._value - type(self)(other)._value) if isinstance(other, _Angle) else NotImplemented
 
     def __mul__(self, factor: float) -> Self:
-        return type(self)(self._value * factor) if isinstance(factor, Real) else NotImplemented
+        return type(self)(self._value * factor) if isinstance(factor, _NUMBER) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -41,7 +40,7 @@ class _Angle(Partial):
         """By a number: an angle. By an angle: a number."""
         if isinstance(other, _Angle):
             return self._value / type(self)(other)._value
-        return type(self)(self._value / other) if isinstance(other, Real) else NotImplemented
+        return type(self)(self._value / other) if isinstance(other, _NUMBER) else NotImplemented
 
     def __neg__(self) -> Self:
         return type(self)(-self._value)
@@ -60,8 +59,6 @@ class _Angle(Partial):
 
     def __le__(self, other: _Angle) -> bool:
         return self._value <= type(self)(other)._value
-
-    __hash__ = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._value:.6g})"
@@ -89,14 +86,13 @@ class Quaternion(Partial):
     """A rotation: `vector` (x, y, z) and `scalar` (w). No argument: none."""
 
     __slots__ = ("scalar", "vector")
-    __hash__ = None
 
-    def __init__(self, vector: Iterable[float] = (0.0, 0.0, 0.0), scalar: float = 1.0) -> None:
+    def __init__(self, vector: Any = (0.0, 0.0, 0.0), scalar: float = 1.0) -> None:
         if isinstance(vector, Quaternion):
             vector, scalar = vector.vector, vector.scalar
         elif len(vector) == 2:  # ((x, y, z), w)
             vector, scalar = vector
-        self.vector = Vector3(vector)
+        self.vector: Vector3 = Vector3(vector)
         self.scalar = float(np.float32(scalar))
 
     @classmethod
@@ -106,13 +102,13 @@ class Quaternion(Partial):
     @classmethod
     def rotation(cls, angle: Rad | Deg | float, normalized_axis: Iterable[float]) -> Self:
         """The rotation by `angle` (`Deg` or `Rad`) around a unit axis; with two vectors, from the one to the other."""
-        if isinstance(angle, _Angle | Real):
+        if isinstance(angle, (_Angle, _NUMBER)):
             half = _radians(angle) / 2
             return cls([_math.sin(half) * a for a in normalized_axis], _math.cos(half))
         a, b = np.asarray(angle, np.float64), np.asarray(normalized_axis, np.float64)
         if a @ b < -1.0 + 1e-6:  # opposite: half a turn around any axis at right angles
             return cls(Vector3(np.cross(a, np.eye(3)[np.argmin(np.abs(a))])).normalized(), 0.0)
-        return cls(np.cross(a, b), 1.0 + a @ b).normalized()
+        return cls(np.cross(a, b), 1.0 + float(a @ b)).normalized()
 
     @classmethod
     def from_matrix(cls, matrix: Matrix3) -> Self:
@@ -172,9 +168,9 @@ class Quaternion(Partial):
 
     transform_vector_normalized = transform_vector
 
-    def __mul__(self, other: Quaternion | float) -> Self:
+    def __mul__(self, other: Any) -> Self:
         """Rotation after rotation, or a scaled quaternion."""
-        if isinstance(other, Real):
+        if isinstance(other, _NUMBER):
             return type(self)(self.vector * other, self.scalar * other)
         if not isinstance(other, Quaternion):
             return NotImplemented
@@ -205,11 +201,10 @@ class _Matrix(Partial):
     """A square float32 matrix, made of columns; `m[i]` is column i, `np.array(m)` has the usual rows."""
 
     __slots__ = ("_rows",)
-    __hash__ = None
     _size: ClassVar[int]
     _column: ClassVar[type]
 
-    def __init__(self, *columns: Iterable[float]) -> None:
+    def __init__(self, *columns: Any) -> None:
         columns = columns[0] if len(columns) == 1 else columns
         self._rows = np.array([list(c) for c in columns], np.float32).T if columns else np.eye(self._size, dtype="f4")
         if self._rows.shape != (self._size, self._size):

@@ -12,6 +12,7 @@ import numpy as np
 from habitat_embedded_sim.unsupported import Partial
 
 _EPSILON = 1e-5  # Magnum's for single precision: what == forgives, relative above 1
+_NUMBER: Any = Real  # to ask `isinstance`: type checkers take neither int nor float for a Real
 
 
 class _Vector(Partial):
@@ -21,18 +22,18 @@ class _Vector(Partial):
     """
 
     __slots__ = ("_data",)
-    __hash__ = None
     _size: ClassVar[int]
     _code: ClassVar[str] = "f"
 
     def __init__(self, *values: Any) -> None:
+        given: Any = values
         if len(values) == 1:
-            values = (values[0],) * self._size if isinstance(values[0], Real) else values[0]
-        elif len(values) > 1 and not isinstance(values[0], Real):  # Vector3(Vector2, z)
-            values = (*values[0], *values[1:])
-        if isinstance(values, np.ndarray):
-            values = values.tolist()  # three times as fast to read
-        self._data = array(self._code, values if len(values) else (0,) * self._size)
+            given = (values[0],) * self._size if isinstance(values[0], _NUMBER) else values[0]
+        elif len(values) > 1 and not isinstance(values[0], _NUMBER):  # Vector3(Vector2, z)
+            given = (*values[0], *values[1:])
+        if isinstance(given, np.ndarray):
+            given = given.tolist()  # three times as fast to read
+        self._data = array(self._code, given if len(given) else (0,) * self._size)
         if len(self._data) != self._size:
             raise TypeError(f"{type(self).__name__}: give {self._size} numbers, not {len(self._data)}")
 
@@ -82,13 +83,13 @@ class _Vector(Partial):
 
     def __mul__(self, other: Any) -> Self:
         """With a number, or component by component."""
-        values = (other,) * self._size if isinstance(other, Real) else self._other(other)
+        values = (other,) * self._size if isinstance(other, _NUMBER) else self._other(other)
         return NotImplemented if values is None else type(self)([a * b for a, b in zip(self, values, strict=True)])
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Self:
-        values = (other,) * self._size if isinstance(other, Real) else self._other(other)
+        values = (other,) * self._size if isinstance(other, _NUMBER) else self._other(other)
         return NotImplemented if values is None else type(self)([a / b for a, b in zip(self, values, strict=True)])
 
     def __neg__(self) -> Self:
@@ -223,7 +224,7 @@ class Color4(Vector4):
 
     def __init__(self, *values: Any) -> None:
         if len(values) == 1:
-            values = (values[0],) * 3 if isinstance(values[0], Real) else tuple(values[0])
+            values = (values[0],) * 3 if isinstance(values[0], _NUMBER) else tuple(values[0])
         super().__init__(*(values if len(values) != 3 else (*values, 1.0)))
 
     @classmethod
@@ -257,8 +258,6 @@ class Range3D(Partial):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Range3D) and self.min == other.min and self.max == other.max
-
-    __hash__ = None
 
     def __repr__(self) -> str:
         return f"Range({[*self.min]}, {[*self.max]})"

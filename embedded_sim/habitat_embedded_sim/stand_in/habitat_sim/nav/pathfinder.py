@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import magnum as mn
@@ -91,7 +91,7 @@ class ShortestPath(_Path):
         return mn.Vector3(self._ends[0]) if len(self._ends) else None
 
     @requested_end.setter
-    def requested_end(self, point: ArrayLike) -> None:
+    def requested_end(self, point: Iterable[float]) -> None:
         self._ends = np.array([[*point]], np.float32)
 
 

@@ -9,7 +9,7 @@ from habitat_embedded_sim.unsupported import missing_attribute
 
 from ..agent import ActionSpec, ActuationSpec, AgentConfiguration
 from ..nav import NavMeshSettings
-from ..sensor import CameraSensorSpec, SensorSubType, SensorType
+from ..sensor import CameraSensorSpec, SensorSpec, SensorSubType, SensorType
 from ..sim import SimulatorConfiguration
 from ..simulator import Configuration
 
@@ -56,7 +56,9 @@ def make_cfg(settings: dict[str, Any]) -> Configuration:
     sim_cfg = SimulatorConfiguration(scene_id=settings["scene"])
     for name in _PASSED_ON:
         setattr(sim_cfg, name, settings.get(name, getattr(sim_cfg, name)))
-    cameras = [_camera(settings, f"{kind}_sensor", kind) for kind in _KINDS if settings[f"{kind}_sensor"]]
+    cameras: list[SensorSpec] = [
+        _camera(settings, f"{kind}_sensor", kind) for kind in _KINDS if settings[f"{kind}_sensor"]
+    ]
     for uuid in (name for name in _OTHER_CAMERAS if settings.get(name)):
         camera = _camera(settings, uuid, uuid.split("_")[1].replace("rgba", "color"))
         camera.sensor_subtype = SensorSubType[

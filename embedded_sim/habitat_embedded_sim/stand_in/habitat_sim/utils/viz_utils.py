@@ -28,6 +28,7 @@ def save_video(video_file: str, frames: Iterable[np.ndarray], fps: int = 60) -> 
     """Write frames, uint8 [H, W, 3] each, as a video; the file's ending chooses its kind."""
     import imageio  # Habitat-Lab brings it; the embedded simulator alone does not need it
 
+    writer: Any  # imageio's types have no word of what a writer can do
     with imageio.get_writer(video_file, fps=fps) as writer:
         for frame in frames:
             writer.append_data(np.asarray(frame))
@@ -61,7 +62,7 @@ def semantic_to_rgb(semantic_image: np.ndarray) -> Image.Image:
 
 
 def observation_to_image(
-    observation_image: np.ndarray, observation_type: str, depth_clip: float | None = 10.0
+    observation_image: np.ndarray, observation_type: str, depth_clip: float = 10.0
 ) -> Image.Image | None:
     """An observation as a picture; the type is "color", "depth" or "semantic", None comes back for any other."""
     if observation_type == "color":
@@ -109,7 +110,7 @@ def make_video_frame(
         x, y = overlay["pos"]
         frame.paste(border, box=(x - overlay["border"], y - overlay["border"]))
         frame.paste(picture(overlay["obs"], overlay["type"]).resize(overlay["dims"]), box=(x, y))
-    return frame if video_dims is None else frame.resize(video_dims)
+    return frame if video_dims is None else frame.resize([*video_dims])
 
 
 def make_video(
@@ -121,7 +122,7 @@ def make_video(
     open_vid: bool = True,
     video_dims: Sequence[int] | None = None,
     overlay_settings: list[dict[str, Any]] | None = None,
-    depth_clip: float | None = 10.0,
+    depth_clip: float = 10.0,
     observation_to_image: Callable[..., Any] = observation_to_image,
 ) -> None:
     """Write observations as an MP4, and show it unless `open_vid` is false.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 from ...scene import SceneNode
 
@@ -23,5 +24,5 @@ class SceneNodeControl(abc.ABC):
     body_action: bool = False
 
     @abc.abstractmethod
-    def __call__(self, scene_node: SceneNode, actuation_spec: ActuationSpec) -> None:
-        """Move or turn the node."""
+    def __call__(self, scene_node: SceneNode, actuation_spec: Any) -> None:
+        """Move or turn the node; the specification is an `ActuationSpec`, or what else the agent's action holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import magnum as mn
 import numpy as np
@@ -30,7 +30,7 @@ def _move_fn(name: str) -> SceneNodeControl:
 class ObjectControls:
     """Applies actions to nodes. `move_filter_fn(start, end)` says where a walk from start to end leads."""
 
-    def __init__(self, move_filter_fn: Callable[[mn.Vector3, mn.Vector3], Sequence[float]] = _no_filter) -> None:
+    def __init__(self, move_filter_fn: Callable[[mn.Vector3, mn.Vector3], Iterable[float]] = _no_filter) -> None:
         self.move_filter_fn = move_filter_fn
 
     @staticmethod
