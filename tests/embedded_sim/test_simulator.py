@@ -143,7 +143,7 @@ def test_a_closed_simulator_says_so(sim: habitat_sim.Simulator) -> None:
 
 @pytest.mark.parametrize("path", [habitat_sim.ShortestPath, habitat_sim.MultiGoalShortestPath])
 def test_a_path_without_its_ends_is_named(sim: habitat_sim.Simulator, path: type) -> None:
-    with pytest.raises(ValueError, match="needs requested_start"):
+    with pytest.raises(ValueError, match="set requested_start"):
         sim.pathfinder.find_path(path())
 
 
