@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from habitat_vlnr1.errors import VLNR1Error
 
 T = TypeVar("T")
 
 
-def find(kind: str, name: str, known: Mapping[str, T]) -> T:
+def find(kind: str, name: str, known: Mapping[str, T]) -> T | Any:
     """`known[name]`, or what the import path `package.module.thing` names.
 
     Args:

@@ -174,7 +174,7 @@ def make_memory(strategy: str, **params: Any) -> Memory:
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise VLNR1Error(f"memory strategy {strategy!r} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
-    memory = cls(**params)
+    memory: Any = cls(**params)
     if strategy not in STRATEGIES:
         _check(strategy, memory)
     return memory

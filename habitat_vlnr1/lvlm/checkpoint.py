@@ -182,6 +182,7 @@ def checkpoints(folder: str | Path) -> list[str]:
 def why_not_finite(model: PreTrainedModel) -> str:
     """Why a model answers NaN or infinity, naming its checkpoint and the first bad tensor."""
     path = model.name_or_path
+    assert path is not None, "its config has it"
     told = not_finite_on_disk(path)
     if told is not None:
         return f"{told}: fetch or train this checkpoint again"

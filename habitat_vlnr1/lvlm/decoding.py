@@ -243,7 +243,8 @@ class ActionDecoder:
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(int(torch.randint(2**62, (), generator=self._chance)))
             finite = _Finite()
-            out = self.model.generate(
+            model: Any = self.model  # PreTrainedModel alone has no `generate`
+            out = model.generate(
                 **batch,
                 max_new_tokens=2 * longest,
                 num_return_sequences=samples,

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class FrameCutter:
         cache_mb: memory for the cut frames; the least recently used ones go first. Each process has its own.
     """
 
-    def __init__(self, image_processor: object, cache_mb: float = 128):
+    def __init__(self, image_processor: Any, cache_mb: float = 128):
         self.processor = image_processor
         self.capacity = int(cache_mb * 2**20)
         self._kept: OrderedDict[Hashable, Patches] = OrderedDict()
@@ -110,7 +111,7 @@ class FrameCutter:
             self._size -= oldest.pixels.nbytes
 
 
-def scaled(frame: Frame, image_processor: object) -> Image.Image:
+def scaled(frame: Frame, image_processor: Any) -> Image.Image:
     """A frame in the size that the image processor gives to the model, so that no other processor scales it anew.
 
     Raises:

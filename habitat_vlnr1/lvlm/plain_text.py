@@ -45,7 +45,9 @@ class PlainText:
         at = 0
         for found in self._added.finditer(text):
             ids += self._letters(text[at : found.start()].replace(mark, ""))
-            ids.append(self.tokenizer.convert_tokens_to_ids(found[0]))
+            added = self.tokenizer.convert_tokens_to_ids(found[0])
+            assert isinstance(added, int), "one token, one id"
+            ids.append(added)
             at = found.end()
         return (*ids, *self._letters(text[at:].replace(mark, "")))
 

@@ -250,8 +250,11 @@ class VLNCEDataset(Dataset):
 
     def _refuse_foreign(self, path: str, truths: dict[str, GroundTruth | str]) -> None:
         """Put the reason in place of each path that is not its episode's; ValueError where most are not."""
-        paths = [(episode, truths.get(episode.episode_id)) for episode in self.episodes]
-        paths = [(episode, truth) for episode, truth in paths if isinstance(truth, GroundTruth)]
+        paths = [
+            (episode, truth)
+            for episode in self.episodes
+            if isinstance(truth := truths.get(episode.episode_id), GroundTruth)
+        ]
         others = {episode.episode_id: why for episode, truth in paths if (why := foreign(truth, episode))}
         if len(others) > len(paths) / 2:
             name, why = next(iter(others.items()))

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hydra
 from habitat import ThreadedVectorEnv, VectorEnv, logger, make_dataset
@@ -155,6 +155,7 @@ class VLNVectorEnvFactory(VectorEnvFactory):
             (_environment_config(config, index, is_first_rank), dataset.subset(part))
             for index, part in enumerate(parts)
         )
+        envs: Any  # VectorEnv knows nothing of `left_out`
         threads = int(os.environ.get("HABITAT_ENV_DEBUG", 0))
         if threads:
             envs = ThreadedVectorEnv(make_env, arguments, workers_ignore_signals=workers_ignore_signals)

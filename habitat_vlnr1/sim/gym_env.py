@@ -71,7 +71,8 @@ class VLNR1GymEnv(GymHabitatEnv):
 
     def recorded(self) -> GroundTruth | None:
         """The current episode's ground truth, if the data set has one."""
-        return self._env._dataset.ground_truth(self._env.current_episode.episode_id)
+        dataset: Any = self._env._dataset  # a VLNCEDataset
+        return dataset.ground_truth(self._env.current_episode.episode_id)
 
     def episode_keys(self) -> list[tuple[str, str]]:
         """(scene_id, episode_id) of every episode this environment was made with."""
@@ -122,7 +123,7 @@ class VLNR1GymEnv(GymHabitatEnv):
 
     def set_rollout(self, uid: int) -> None:
         """Go on under another rollout's id, as the clock says it: this walk repeats that one."""
-        clock = self._env.task.sensor_suite.sensors.get(CLOCK)
+        clock: Any = self._env.task.sensor_suite.sensors.get(CLOCK)
         if clock is not None:
             clock.set_rollout(uid)
 

@@ -26,8 +26,8 @@ def files_of(dataset_config: DictConfig, template: str | None, split: str) -> li
     if not template:
         return []
     register_sim()
-    roles = registry.get_dataset(dataset_config.type).roles(dataset_config)
-    return [template.format(split=split, role=role) for role in roles]
+    dataset: Any = registry.get_dataset(dataset_config.type)  # ours: Habitat's have no roles
+    return [template.format(split=split, role=role) for role in dataset.roles(dataset_config)]
 
 
 def task_identity(config: DictConfig, split: str) -> dict[str, Any]:

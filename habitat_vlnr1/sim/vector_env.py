@@ -9,7 +9,7 @@ a worker is a mistake, not a crash: it ends the run in one line.
 
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.forkserver import set_forkserver_preload
@@ -117,12 +117,20 @@ class VLNVectorEnv(VectorEnv):
         RuntimeError: a worker failed by an exception, naming environment and episode; or ended before any episode.
     """
 
-    def __init__(self, *args: Any, auto_reset_done: bool = True, answer_timeout: float = 600.0, **kwargs: Any):
+    def __init__(
+        self,
+        make_env_fn: Callable[..., gym.Env],
+        env_fn_args: Sequence[tuple],
+        *,
+        auto_reset_done: bool = True,
+        answer_timeout: float = 600.0,
+        **kwargs: Any,
+    ):
         self._resets, self._timeout = auto_reset_done, answer_timeout
         self._states: list[_Worker] = []
         self._closing = False
         # Resets are commands of their own, so that it is known which episode a worker ended at.
-        super().__init__(*args, auto_reset_done=False, **kwargs)
+        super().__init__(make_env_fn, env_fn_args, auto_reset_done=False, **kwargs)
 
     _workers: list[Any]  # processes; the threads that Habitat's annotation allows are another class
 
@@ -161,7 +169,8 @@ class VLNVectorEnv(VectorEnv):
         self._make, self._mask = make_env_fn, workers_ignore_signals
         reads, writes = super()._spawn_workers(env_fn_args, make_env_fn, workers_ignore_signals)
         for arguments, read, write, process in zip(env_fn_args, reads, writes, self._workers, strict=True):
-            state = _Worker(arguments, read.read_fn.__self__, process)
+            receive: Any = read.read_fn  # a method of the pipe's end
+            state = _Worker(arguments, receive.__self__, process)
             self._states.append(state)
             read.read_fn, write.write_fn = self._reader(state, read.rank), self._writer(state, read.rank)
         return reads, writes
@@ -178,7 +187,8 @@ class VLNVectorEnv(VectorEnv):
         if state.process in workers:
             workers[workers.index(state.process)] = process
         state.connection.close()
-        state.connection, state.process, state.fresh = read.read_fn.__self__, process, True
+        receive: Any = read.read_fn
+        state.connection, state.process, state.fresh = receive.__self__, process, True
 
     # ------------------------------------------------------------------------------------- what goes through the pipe
     def _writer(self, state: _Worker, rank: int) -> Callable[[tuple[str, Any]], None]:
@@ -305,7 +315,8 @@ class VLNVectorEnv(VectorEnv):
             if done and self._resets:
                 view = self._next_view(state, rank)
             return view, reward, done, info
-        info = {**state.info, LOST: state.lost.get(state.episode, "no episode is left")}
+        why = state.lost[state.episode] if state.episode else "no episode is left"
+        info = {**state.info, LOST: why}
         return self._next_view(state, rank), 0.0, True, info
 
     def take_lost(self, index: int) -> dict[Key, str]:

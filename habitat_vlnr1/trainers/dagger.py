@@ -85,7 +85,9 @@ class DAggerTrainer(VLNR1Trainer):
                 records = open_records(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
                 fit(config, start, records, stage="dagger")  # a finished round is only compared
                 state.wait_for_everyone()
-                start = newest_checkpoint(folder)
+                newest = newest_checkpoint(folder)
+                assert newest is not None, "a training saves at its last step"
+                start = newest
         leave_processes(state)
         if state.is_main_process and self.config.vlnr1.sft.evaluate:
             self.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from habitat_baselines.common.base_trainer import BaseTrainer
@@ -41,7 +41,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     from habitat_vlnr1.doctor.task_data import TaskData
 
     task = TaskData(config)
-    checks = {
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "config": partial(settings, config),
         "packages": partial(environment.packages, config),
         "imports": partial(environment.imports, config),

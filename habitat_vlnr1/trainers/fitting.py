@@ -147,8 +147,8 @@ def last_checkpoint(
             except CheckpointError as problem:
                 broken[path] = str(problem)
                 continue
-            for other, problem in broken.items():
-                print(f"{problem}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
+            for other, why in broken.items():
+                print(f"{why}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
             if card is not None:
                 _check_same_training(Path(path), card)
             return path, finished
@@ -181,7 +181,9 @@ def _set_aside(folder: Path) -> Path:
 
 def _check_same_training(folder: Path, card: checkpoint.ModelCard) -> None:
     """CheckpointError when a checkpoint is of other data, another model or other settings than `card` tells."""
-    there, now = checkpoint.read_card(folder).to_json(), json.loads(json.dumps(card.to_json()))
+    written = checkpoint.read_card(folder)
+    assert written is not None, "a folder without a card is not among `checkpoints`"
+    there, now = written.to_json(), json.loads(json.dumps(card.to_json()))
     if "run" not in there["info"]:
         print(f"{folder} says little of what it was trained with (an older version wrote it): its card is compared")
         now["info"].pop("run", None)
@@ -234,8 +236,9 @@ class StopsWhenDiverged:
     counts.
     """
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        trainer: Any = super()
+        grad_norm = trainer._get_grad_norm(model, grad_norm=grad_norm)
         norm = torch.as_tensor(0.0 if self.args.fp16 or grad_norm is None else grad_norm)
         if not torch.isfinite(norm.to(self._tr_loss.device) + self._tr_loss):  # waits for the device, as Trainer did
             step = self.state.global_step + 1

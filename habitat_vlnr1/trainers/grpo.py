@@ -60,15 +60,20 @@ class RecordTrainer(StopsWhenDiverged, trl.GRPOTrainer):
             try:
                 return super()._generate(prompts)
             except CheckpointError as error:
-                raise CheckpointError(f"{error}; {last_good(self.args.output_dir)}") from None
+                raise CheckpointError(f"{error}; {self._last_good()}") from None
             except RuntimeError as error:  # what `torch.multinomial` says of NaN, in TRL's own generation
                 if "probability tensor" not in str(error):
                     raise
-                raise CheckpointError(f"{why_not_finite(self.model)}; {last_good(self.args.output_dir)}") from None
+                raise CheckpointError(f"{why_not_finite(self.model)}; {self._last_good()}") from None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         with self._timed("policy_forward"):
             return super()._compute_loss(model, inputs)
+
+    def _last_good(self) -> str:
+        folder = self.args.output_dir
+        assert folder is not None, "TrainingArguments fills it in"
+        return last_good(folder)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -201,5 +201,6 @@ class OnlineTrainer(GroupTrainer):
 def first_distance(episode: Any) -> float | None:
     """Geodesic start-to-goal distance in metres, as the data set gives it; None where it gives none to divide by."""
     distance = (episode.info or {}).get("geodesic_distance")
-    is_number = isinstance(distance, int | float) and not isinstance(distance, bool)
-    return float(distance) if is_number and math.isfinite(distance) and distance >= SAME else None
+    if isinstance(distance, bool) or not isinstance(distance, int | float):
+        return None
+    return float(distance) if math.isfinite(distance) and distance >= SAME else None

@@ -174,6 +174,7 @@ class Walkers:
 
     def leave_out(self, walk: Walk) -> None:
         """Note an episode that nobody can walk."""
+        assert walk.unusable is not None, "whoever calls has asked"
         scene = walk.episode.scene_id.removeprefix(self.scenes_dir)
         self.unusable.append(LeftOut(walk.episode.episode_id, scene, walk.unusable))
 
