@@ -29,6 +29,7 @@ SMALL = [
                                                      "val_unseen_episodes_per_scene=2")),
     "vlnr1.model.build.warmup=null", "vlnr1.export.describe=false", "vlnr1.model.cpu_threads=1", "vlnr1.eval.videos=0",
     "vlnr1.protocol.width=64", "vlnr1.protocol.height=64",
+    "habitat_baselines.num_environments=1", "vlnr1.export.num_environments=1",  # threads must not share a scene
 ]  # fmt: skip
 ONE_STEP = {
     "vlnr1_sft": ["vlnr1.sft.max_steps=1", "vlnr1.sft.per_device_train_batch_size=1", "vlnr1.sft.evaluate=false"],
