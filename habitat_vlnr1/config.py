@@ -20,7 +20,7 @@ from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import PromptTemplate, get_template
-from habitat_vlnr1.records import RecordError, Records, VLNEgo
+from habitat_vlnr1.records import RecordError, Records, VLNEgo, read_meta, recorded_space
 from habitat_vlnr1.rewards import make_reward
 from habitat_vlnr1.weights import origin
 
@@ -189,13 +189,14 @@ def check_sources(config: DictConfig, folders: Iterable[tuple[str, str]], *, mis
                 f"{root}: source {source} is not exported, and only vlnr1.data.source is by itself: run "
                 f"--config-name=vlnr1_export vlnr1/task=<its task> first, or take it out of vlnr1.data"
             )
-        ego = VLNEgo(root)
-        if ego.space is None or ego.space.close_to(configured):
+        meta = read_meta(root / "meta.json")  # of the rest there may be half, where an export was stopped
+        space = recorded_space(root / "meta.json", meta)
+        if space is None or space.close_to(configured):
             continue
         raise RecordError(
-            f"{root}: source {source} was recorded with {_angles(ego.space)}, but vlnr1.protocol has "
+            f"{root}: source {source} was recorded with {_angles(space)}, but vlnr1.protocol has "
             f"{_angles(configured)}, whose words are untrue of its frames: take its protocol "
-            f"({ego.meta['protocol'].get('name')}), or export it again into another vlnr1.data.root"
+            f"({meta['protocol'].get('name')}), or export it again into another vlnr1.data.root"
         )
 
 

@@ -223,15 +223,7 @@ class VLNEgo:
     @property
     def space(self) -> ActionSpace | None:
         """The actions in the words of the protocol that the data were recorded under; None where that is unknown."""
-        protocol = self.meta.get("protocol")
-        if not protocol:
-            return None
-        try:
-            return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
-        except (ValueError, KeyError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
-            remedy = "delete the folder and export again"
-            raise RecordError(f"{self.root / 'meta.json'}: protocol: {what}; {remedy}") from None
+        return recorded_space(self.root / "meta.json", self.meta)
 
     def check_frames(self) -> None:
         """Find missing or cut frames before training starts.
@@ -433,3 +425,20 @@ def read_meta(file: Path) -> dict[str, Any]:
         RecordError: it is empty or damaged.
     """
     return read_json(file, "delete the folder and export again", RecordError)
+
+
+def recorded_space(file: Path, meta: dict[str, Any]) -> ActionSpace | None:
+    """The actions in the words of the protocol of a `meta.json`; None where it has none.
+
+    Raises:
+        RecordError: its steps or angles are none.
+    """
+    protocol = meta.get("protocol")
+    if not protocol:
+        return None
+    try:
+        return ActionSpace(protocol["forward_step"], protocol["turn_angle"])
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        remedy = "delete the folder and export again"
+        raise RecordError(f"{file}: protocol: {what}; {remedy}") from None

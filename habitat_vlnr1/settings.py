@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     "dry_run": FLAG,
     "mixture": OPTIONS | NULL,
     "imports": all_of(TEXT),
+    "answer_timeout": above(0),
     "deepspeed": OPTIONS | NULL,
     "task.name": FOLDER_NAME,
     "task.expert": EXPERTS,

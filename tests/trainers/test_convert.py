@@ -62,7 +62,7 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused(ego, tmp_pa
     frames = tree(tmp_path / "out/frames") | tree(tmp_path / "out/records")
     convert("sharegpt", ego, output=tmp_path / "out")
     assert tree(tmp_path / "out/frames") | tree(tmp_path / "out/records") == frames
-    with pytest.raises(RecordError, match=r"exported with num_actions=6, now num_actions=4: .*vlnr1\.convert\.output"):
+    with pytest.raises(RecordError, match=r"something else \(num_actions: 6 there, 4 now\): .*vlnr1\.convert\.output"):
         convert("sharegpt", ego, "vlnr1.prompt.num_actions=4", output=tmp_path / "out")
 
 

@@ -24,10 +24,10 @@ def test_a_killed_export_ends_as_an_undisturbed_one(tmp_path):
     process = stage.start()
     main = psutil.Process(process.pid)
     deadline = time.monotonic() + 120
-    while not kills.simulators(main):
+    while not (workers := kills.simulators(main)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    kills.simulators(main)[-1].kill()
+    workers[-1].kill()
     lines = tmp_path / "data/vln_ego/killed/train/episodes.jsonl"
     while not (lines.is_file() and lines.stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline
