@@ -29,7 +29,7 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_sources, edited, export_folder, memory_of, plain, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, export_folder, plain, sft_arguments
 from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
@@ -62,8 +62,6 @@ class DAggerTrainer(VLNR1Trainer):
         from habitat_vlnr1.trainers.sft_fit import fit
 
         # What the config gets wrong is said before any work.
-        template_of(self.config)
-        memory_of(self.config)
         sft_arguments(self.config)
         rules = schedule(self.config)
         data = self.config.vlnr1.data

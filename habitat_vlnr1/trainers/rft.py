@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
-from habitat_vlnr1.config import check_sources, edited, memory_of, reward_functions, rft_arguments, template_of
+from habitat_vlnr1.config import check_sources, edited, reward_functions, rft_arguments
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, only_trainer, register_trainer
@@ -37,8 +37,6 @@ class RFTTrainer(VLNR1Trainer):
 
         # What the config gets wrong is said before any work.
         config = self.config
-        template_of(config)
-        memory_of(config)
         reward_functions(config)
         rft_arguments(config)
         start = check_start(config, "rft")

@@ -7,7 +7,7 @@ the newest whole checkpoint, finished evaluation episodes.
 
 from __future__ import annotations
 
-from habitat_vlnr1.config import check_sources, memory_of, sft_arguments, template_of
+from habitat_vlnr1.config import check_sources, sft_arguments
 from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
 from habitat_vlnr1.trainers.export import export_if_missing
 
@@ -29,8 +29,6 @@ class SFTTrainer(VLNR1Trainer):
         from habitat_vlnr1.trainers.sft_fit import fit, starting_model
 
         # What the config gets wrong is said before any work.
-        template_of(self.config)
-        memory_of(self.config)
         sft_arguments(self.config)
         sources = list(self.config.vlnr1.data.sources)
         check_sources(self.config, [(source, SPLIT) for source in sources])
