@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,12 @@ def curve(checkpoint: Path) -> list[list[float]]:
 
 def simulators(main: psutil.Process) -> list[psutil.Process]:
     """Worker processes of a run: children of its fork server."""
-    servers = [child for child in main.children() if "forkserver" in " ".join(child.cmdline())]
-    return [worker for server in servers for worker in server.children()]
+    workers = []
+    for child in main.children():
+        with suppress(psutil.NoSuchProcess):  # helpers come and go; one that has ended has no command line
+            if "forkserver" in " ".join(child.cmdline()):
+                workers += child.children()
+    return workers
 
 
 def kill_one(stage: Stage, victim: str, seconds: float) -> bool:

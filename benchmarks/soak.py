@@ -104,7 +104,7 @@ def watch(command: list[str], log: Path) -> dict:
         "status": process.wait(),
         "log": str(log),
         "samples": samples,
-        "processes_left": [" ".join(one.cmdline()) for one in left],
+        "processes_left": [str(one) for one in left],
         "shared_memory_left": sorted(set(os.listdir("/dev/shm")) - shared),
     }
 
