@@ -157,6 +157,7 @@ RULES: dict[str, Rule] = {
     "export.num_shards": COUNT,
     "export.num_environments": COUNT,
     "export.jpeg_quality": whole(1, 95),
+    "export.pack": FLAG,
     "export.describe": FLAG,
     "eval.policies": each(POLICY),
     "eval.forward_steps": COUNT,

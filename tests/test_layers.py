@@ -10,7 +10,7 @@ from tests.paths import ROOT
 
 FLOORS = (
     ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
-    ("files", "lock", "records", "episode_writer", "observations", "weights"),
+    ("files", "frame_files", "lock", "records", "episode_writer", "observations", "weights"),
     ("results", "lvlm"),
     ("config", "settings", "obs_transform"),
     ("sim",),
