@@ -45,7 +45,8 @@ def check_export(config: DictConfig, source: str, split: str) -> Iterator[Findin
     topic = f"VLN-Ego {source}/{split}"
     own = source == config.vlnr1.data.source
     export = f"{command(config, 'vlnr1_export')} 'vlnr1.export.splits=[{split}]'"
-    export = export if own else export.replace(f"vlnr1/task={config.vlnr1.task.name}", f"vlnr1/task={source}")
+    task = source.removesuffix(f"_{config.vlnr1.protocol.name}")
+    export = export if own else export.replace(f"vlnr1/task={config.vlnr1.task.name}", f"vlnr1/task={task}")
     if not (root / "meta.json").is_file():
         yield warning(topic, f"nothing exported in {root}", f"{export}" + ("; SFT does it itself" if own else ""))
         return

@@ -20,10 +20,10 @@ PARAMETERS = {"qwen2_vl_2b": 2_208_985_600, "qwen2_vl_7b": 8_291_375_616}  # of 
 SETUPS = {  # task, protocol, SFT's sources, RFT's sources, frame tokens
     "r2r": ("r2r", "r2r", ["r2r"], ["r2r"], 64),
     "rxr": ("rxr", "rxr", ["rxr"], ["rxr"], 70),
-    "r2r_rxr": ("r2r", "r2r", ["r2r", "rxr"], ["r2r", "rxr"], 64),
-    "cross_domain": ("rxr", "r2r", ["r2r"], ["rxr"], 64),
+    "r2r_rxr": ("r2r", "r2r", ["r2r", "rxr_r2r"], ["r2r", "rxr_r2r"], 64),
+    "cross_domain": ("rxr", "r2r", ["r2r"], ["rxr_r2r"], 64),
 }
-RECORDS = {"r2r": 630_000, "rxr": 1_200_000}
+RECORDS = {"r2r": 630_000, "rxr": 1_200_000, "rxr_r2r": 1_200_000}
 
 
 @pytest.fixture(autouse=True)

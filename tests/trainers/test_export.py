@@ -235,7 +235,7 @@ def test_rxr_files_are_exported_with_their_instruction_ids(export, home):
     (rxr / "train_guide.json.gz").write_bytes(gzip.compress(json.dumps({"episodes": episodes}).encode()))
     (rxr / "train_guide_gt.json.gz").write_bytes(gzip.compress(json.dumps(truth).encode()))
     export("vlnr1/task=rxr", "vlnr1/protocol=embedded")
-    ego = VLNEgo(home / "data/vln_ego/rxr/train")
+    ego = VLNEgo(home / "data/vln_ego/rxr_embedded/train")
     assert (ego.meta["dataset"], ego.meta["roles"], ego.meta["languages"]) == ("RxR-VLN-CE-v1", ["guide"], ["en-*"])
     known = [(e.info["instruction_id"], e.info["language"], e.info["role"]) for e in ego.episodes]
     assert known == [(70, "en-IN", "guide"), (72, "en-IN", "guide")]
