@@ -29,12 +29,25 @@ FORMS = {
         "ShareGPT JSON, one object per step, as LLaMA-Factory takes it: `dataset_dir` and `media_dir` are this\n"
         "folder, `dataset` is the name in `dataset_info.json`."
     ),
+    "trl": (
+        "TRL's conversational prompt-completion form with images: `trl sft --dataset_name <folder>`. Images are\n"
+        "paths of this machine; `push_to_hub` puts them into the rows."
+    ),
+    "lerobot": (
+        "LeRobot's dataset format 3.0, a row per step: `LeRobotDataset(<name>, root=<folder>)`. Actions are 0 stop,\n"
+        "1 forward, 2 left, 3 right; instructions are tasks; a second stands for a step."
+    ),
     "parquet": (
         'Parquet shards, one row per episode with its JPEGs: `datasets.load_dataset("<folder>", streaming=True)`.\n'
         "`--config-name=vlnr1_convert vlnr1.convert.to=vln_ego` makes a folder to train on of them."
     ),
 }
-DATA_FILES = {"sharegpt": "records/*.json", "parquet": "data/train-*.parquet"}
+DATA_FILES = {
+    "sharegpt": "records/*.json",
+    "trl": "data/train-*.parquet",
+    "parquet": "data/train-*.parquet",
+    "lerobot": "data/*/*.parquet",
+}
 ORIGIN = ("split", "dataset", "expert", "jpeg_quality", "depth", "packed", "dagger", "released")
 EXPERT_WALKS = "Expert walks for vision-language navigation: an instruction, and what was seen and done at every step."
 LABELLED = (
