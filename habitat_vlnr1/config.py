@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -157,7 +158,19 @@ def trained_card(
     """
     folder = folder or Path(config.habitat_baselines.checkpoint_folder) / "checkpoint"
     began = None if start is None else origin(start, folder)
-    return model_card(config, stage=stage, start=began, data=list(config.vlnr1.data.sources), **made_with)
+    card = model_card(config, stage=stage, start=began, data=list(config.vlnr1.data.sources), **made_with)
+    return replace(card, jpeg_quality=jpeg_quality(config))
+
+
+def jpeg_quality(config: DictConfig) -> int:
+    """That of the frames which training reads: the first exported source says it, else what an export will write."""
+    data = config.vlnr1.data
+    for source in dict.fromkeys([*data.sources, *(data.get("rft_records") or ())]):
+        meta = Path(data.root) / source / "train" / "meta.json"
+        quality = read_meta(meta).get("jpeg_quality") if meta.is_file() else None
+        if isinstance(quality, int):
+            return quality
+    return config.vlnr1.export.jpeg_quality
 
 
 # -------------------------------------------------------------------------------------------------- data and policies
@@ -297,7 +310,8 @@ def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
 
     decoding = config.vlnr1.decoding
     card = check_checkpoint(config, path)
-    for difference in checkpoint.differences(card, **asked_with(config)):  # to compare is allowed, to overlook it not
+    asked = {**asked_with(config), "jpeg_quality": config.vlnr1.export.jpeg_quality}
+    for difference in checkpoint.differences(card, **asked):  # to compare is allowed, to overlook it not
         logger.warning(f"{path}: {difference}")
     return load_decoder(
         path,

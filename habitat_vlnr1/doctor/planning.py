@@ -29,6 +29,7 @@ from habitat_vlnr1.doctor.model_sizes import (
     empty_model,
     training_memory,
 )
+from habitat_vlnr1.frame_files import picture_size
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import RecordError, VLNEgo, keep_some
 
@@ -247,9 +248,9 @@ def frame_bytes(config: DictConfig, opened: dict[str, VLNEgo | None], looked_at:
     sizes = []
     for ego in filter(None, opened.values()):
         for episode in ego.episodes[:: max(1, len(ego.episodes) // looked_at)]:
-            file = ego.root / episode.frame(len(episode.actions) // 2)
-            if file.is_file():
-                sizes.append(on_disk(file.stat().st_size))
+            size = picture_size(ego.root / episode.frame(len(episode.actions) // 2))
+            if size is not None:
+                sizes.append(on_disk(size))
     protocol = config.vlnr1.protocol
     pixels = protocol.width * protocol.height
     return float(np.mean(sizes)) if sizes else on_disk(pixels * config.vlnr1.plan.jpeg_bytes_per_pixel)

@@ -43,6 +43,7 @@ class ModelCard:
         template: name of the prompt template.
         memory: strategy and parameters of the memory, e.g. `{"strategy": "long_short", "budget": 16}`.
         max_pixels: the most pixels of a frame; None means the processor's own limit.
+        jpeg_quality: of the frames that it was trained on; None: raw ones, or nobody knows.
         info: provenance, kept as it is (data, base model, …).
     """
 
@@ -51,6 +52,7 @@ class ModelCard:
     template: str = "vln_ego"
     memory: dict[str, Any] = field(default_factory=dict)
     max_pixels: int | None = None
+    jpeg_quality: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class ModelCard:
             "template": self.template,
             "memory": self.memory,
             "max_pixels": self.max_pixels,
+            "jpeg_quality": self.jpeg_quality,
             "info": self.info,
         }
 
@@ -70,6 +73,7 @@ class ModelCard:
         if row.get("format") != CARD_FORMAT:
             raise VLNR1Error(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
         kinds = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None, "info": dict}
+        kinds["jpeg_quality"] = int | None
         for key, kind in kinds.items():
             if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
                 raise VLNR1Error(f"{key} is {row[key]!r}")
@@ -79,6 +83,7 @@ class ModelCard:
             template=row["template"],
             memory=row["memory"],
             max_pixels=row["max_pixels"],
+            jpeg_quality=row.get("jpeg_quality"),  # a card of an older version does not say
             info=row.get("info", {}),
         )
 

@@ -23,10 +23,12 @@ from habitat_vlnr1.episode_writer import EpisodeWriter, claim_folder
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
+from habitat_vlnr1.interchange.lerobot import write_lerobot
 from habitat_vlnr1.interchange.parquet import ParquetEpisodes, columns, write_parquet
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.interchange.submission import write_submission
-from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.interchange.trl_rows import write_trl
+from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import Episode, RecordError, Records, VLNEgo, summarize
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.base import register_trainer
@@ -86,7 +88,22 @@ def to_view(config: DictConfig) -> None:
 
 def to_sharegpt(config: DictConfig) -> None:
     """A VLN-Ego folder as LLaMA-Factory trains on it."""
-    source, output = folders(config, "{input}_sharegpt")
+    ego, output, template, made_with = asked(config, "sharegpt")
+    records, space = records_of(config, [ego]), ego.space or action_space(config)
+    write_sharegpt(records, template, space, output, name_of(ego.root))
+    describe(config, ego, output, "sharegpt", **made_with)
+
+
+def to_trl(config: DictConfig) -> None:
+    """A VLN-Ego folder as `trl sft` and `trl grpo` train on it."""
+    ego, output, template, made_with = asked(config, "trl")
+    write_trl(records_of(config, [ego]), template, ego.space or action_space(config), output)
+    describe(config, ego, output, "trl", **made_with)
+
+
+def asked(config: DictConfig, to: str) -> tuple[VLNEgo, Path, PromptTemplate, dict[str, Any]]:
+    """What a form with a prompt in every record is made from: data, folder, template, settings for its card."""
+    source, output = folders(config, f"{{input}}_{to}")
     ego = VLNEgo(source)
     options = config.vlnr1
     made_with = {
@@ -96,9 +113,8 @@ def to_sharegpt(config: DictConfig) -> None:
         "template": options.convert.template,
     }
     template = get_template(options.convert.template)
-    claim(output, ego, to="sharegpt", **made_with)
-    write_sharegpt(records_of(config, [ego]), template, ego.space or action_space(config), output, name_of(source))
-    describe(config, ego, output, "sharegpt", **made_with)
+    claim(output, ego, to=to, **made_with)
+    return ego, output, template, made_with
 
 
 def to_parquet(config: DictConfig) -> None:
@@ -108,6 +124,15 @@ def to_parquet(config: DictConfig) -> None:
     claim(output, ego, to="parquet", columns=list(columns()))
     write_parquet(ego, output)
     describe(config, ego, output, "parquet")
+
+
+def to_lerobot(config: DictConfig) -> None:
+    """A VLN-Ego folder in LeRobot's dataset format."""
+    source, output = folders(config, "{input}_lerobot")
+    ego = VLNEgo(source)
+    claim(output, ego, to="lerobot")
+    write_lerobot(ego, output)
+    describe(config, ego, output, "lerobot")
 
 
 def claim(output: Path, ego: VLNEgo, **made_with: Any) -> None:
@@ -126,7 +151,9 @@ def to_vln_ego(config: DictConfig) -> None:
         raise VLNR1Error("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
     source, output = folders(config, "")
     if (source / "meta.json").is_file():
-        raise RecordError(f"{source} is a VLN-Ego folder already; vlnr1.convert.to={{card, view, sharegpt, parquet}}")
+        raise RecordError(
+            f"{source} is a VLN-Ego folder already; vlnr1.convert.to={{card, view, sharegpt, trl, parquet, lerobot}}"
+        )
     meta, episodes, skipped, recorded = opened(config, source)
     first = next(episodes, None)
     if first is None:
@@ -201,7 +228,9 @@ CONVERSIONS = {
     "view": to_view,
     "vln_ego": to_vln_ego,
     "sharegpt": to_sharegpt,
+    "trl": to_trl,
     "parquet": to_parquet,
+    "lerobot": to_lerobot,
     "r2r_submission": to_submission,
     "rxr_submission": to_submission,
 }

@@ -189,6 +189,8 @@ def _check_same_training(folder: Path, card: checkpoint.ModelCard) -> None:
         now["info"].pop("run", None)
     for one in (there, now):
         one["info"].pop("start", None)  # where it lay; its weights are compared
+    if written.jpeg_quality is None:  # a card of an older version does not say
+        now["jpeg_quality"] = None
     changed = differences(there, now)
     if changed:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from habitat_vlnr1.doctor.model_sizes import Memory, Size, activations, architecture, empty_model, training_memory
 from habitat_vlnr1.doctor.planning import make_plan, print_plan
 from habitat_vlnr1.episode_writer import EpisodeWriter
-from habitat_vlnr1.jpeg import encode_jpeg
+from habitat_vlnr1.frame_files import encode_jpeg
 from habitat_vlnr1.records import Episode
 from tests.paths import CONFIGS
 
@@ -20,10 +20,10 @@ PARAMETERS = {"qwen2_vl_2b": 2_208_985_600, "qwen2_vl_7b": 8_291_375_616}  # of 
 SETUPS = {  # task, protocol, SFT's sources, RFT's sources, frame tokens
     "r2r": ("r2r", "r2r", ["r2r"], ["r2r"], 64),
     "rxr": ("rxr", "rxr", ["rxr"], ["rxr"], 70),
-    "r2r_rxr": ("r2r", "r2r", ["r2r", "rxr"], ["r2r", "rxr"], 64),
-    "cross_domain": ("rxr", "r2r", ["r2r"], ["rxr"], 64),
+    "r2r_rxr": ("r2r", "r2r", ["r2r", "rxr_r2r"], ["r2r", "rxr_r2r"], 64),
+    "cross_domain": ("rxr", "r2r", ["r2r"], ["rxr_r2r"], 64),
 }
-RECORDS = {"r2r": 630_000, "rxr": 1_200_000}
+RECORDS = {"r2r": 630_000, "rxr": 1_200_000, "rxr_r2r": 1_200_000}
 
 
 @pytest.fixture(autouse=True)
