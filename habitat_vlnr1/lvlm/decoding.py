@@ -34,6 +34,7 @@ from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_visi
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, AnswerGrammar, Tokens, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
+from habitat_vlnr1.lvlm.letters import letter_logits
 from habitat_vlnr1.lvlm.query import Query
 
 Seed = int | Sequence[int]
@@ -186,7 +187,8 @@ class ActionDecoder:
             if step:
                 run.feed([self._last_words(row) for row in rows])
             choices = [self.grammar.choices(row.last) for row in rows]
-            chosen, log_probs = self._choose(run.logits, choices, None if noise is None else noise[:, step])
+            logits = letter_logits(run.head, run.hidden, choices).cpu()
+            chosen, log_probs = self._choose(logits, None if noise is None else noise[:, step])
             for row, action, log_prob in zip(rows, chosen, log_probs, strict=True):
                 if not self._stopped(row):
                     row.actions.append(ACTIONS[action])
@@ -210,11 +212,8 @@ class ActionDecoder:
             return -(-uniform.log()).log()
         return torch.from_numpy(np.stack([np.random.default_rng(seed).gumbel(size=shape) for seed in seeds])).float()
 
-    def _choose(
-        self, logits: Tensor, choices: Sequence[Tokens], noise: Tensor | None
-    ) -> tuple[list[int], list[float]]:
-        """For each row one of four tokens, by its number, and its log-probability among the four."""
-        four = logits.gather(1, torch.tensor(choices, device=logits.device)).float().cpu()
+    def _choose(self, four: Tensor, noise: Tensor | None) -> tuple[list[int], list[float]]:
+        """For each row one of its four letters, by number, and its log-probability among them; `four` are logits."""
         if not four.isfinite().all():  # else NaN would be the likeliest of all, and a STOP
             raise CheckpointError(checkpoint.why_not_finite(self.model))
         log_probs = torch.log_softmax(four / (self.temperature or 1.0), dim=-1)
@@ -292,6 +291,7 @@ def load_decoder(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
     **options: Any,
 ) -> ActionDecoder:
     """Load a checkpoint and make what asks it.
@@ -299,8 +299,8 @@ def load_decoder(
     Args:
         path: a folder or a Hugging Face id.
         card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
-        dtype: as `checkpoint.load` takes it.
-        device: None: the GPU where there is one.
+        dtype, attn_implementation: as `checkpoint.load` takes them.
+        device: None: the process's current GPU where there is one.
         options: of `ActionDecoder`, such as `temperature`.
 
     Raises:
@@ -313,7 +313,7 @@ def load_decoder(
             f"{path}: no {checkpoint.CARD_FILE} says how this model is asked: give load_decoder a ModelCard"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = checkpoint.load(path, dtype=dtype, device=device)
+    model, processor = checkpoint.load(path, dtype=dtype, device=device, attn_implementation=attn_implementation)
     return ActionDecoder(model, PromptEncoder.from_card(processor, card), **options)
 
 
@@ -333,10 +333,10 @@ class _Run:
     """Forward passes over a batch of rows of unequal length, on one growing key-value cache.
 
     Rows are padded on the right and padding stays in the cache, masked; M-RoPE positions are given explicitly, so
-    a row does not notice it. `logits` [rows, vocabulary] are those behind the last token of each row.
+    a row does not notice it. `hidden` [rows, width] is what the head would get behind the last token of each row.
     """
 
-    logits: Tensor
+    hidden: Tensor
 
     def __init__(
         self,
@@ -360,7 +360,7 @@ class _Run:
     def _repeat(self, samples: int) -> None:
         self.cache.batch_repeat_interleave(samples)
         self.mask = self.mask.repeat_interleave(samples, dim=0)
-        self.logits = self.logits.repeat_interleave(samples, dim=0)
+        self.hidden = self.hidden.repeat_interleave(samples, dim=0)
 
     def feed(self, tokens: Sequence[Tokens]) -> None:
         """Append text tokens to each row."""
@@ -382,7 +382,7 @@ class _Run:
         )
         self.cache = out.past_key_values
         last = batch["attention_mask"].sum(1) - 1
-        self.logits = self.head(out.last_hidden_state[torch.arange(len(spans), device=self.device), last])
+        self.hidden = out.last_hidden_state[torch.arange(len(spans), device=self.device), last]
 
 
 class FeatureCache:
