@@ -51,6 +51,8 @@ from habitat_vlnr1.memory import Memory
 FORMAT = 1
 CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for the processor
 SPOT_CHECKS = 200
+CHECKED = "frames_checked.json"
+CHECKED_TOGETHER = 1000  # episodes between two notes of how far a check has come
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n", b"IEND\xaeB`\x82"
 
@@ -228,26 +230,36 @@ class VLNEgo:
     def check_frames(self) -> None:
         """Find missing or cut frames before training starts.
 
-        Every file's two ends are looked at once; `frames_checked.json` remembers it for these episode lines, and later
-        calls look at the first frames of 200 episodes spread over the folder. A frame that is damaged after that is
-        named when it is read. Where the folder cannot be written, nothing is remembered.
+        Every file's two ends are looked at once; `frames_checked.json` remembers it for these episode lines, also how
+        far a stopped check has come, and later calls look at the first frames of 200 episodes spread over the folder.
+        A frame that is damaged after that is named when it is read. Where the folder cannot be written, nothing is
+        remembered.
         """
-        stamp = self.root / "frames_checked.json"
         files = sorted(self.root.glob("episodes*.jsonl"))
-        lines = json.dumps({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
-        if stamp.is_file() and stamp.read_bytes() == lines.encode():
-            for episode in self.episodes[:: len(self.episodes) // SPOT_CHECKS + 1]:
-                check_jpeg(self.root / episode.frame(0))
-            return
-        total = sum(len(episode.actions) for episode in self.episodes)
+        lines = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+        done = self._frames_checked(lines)
+        for episode in self.episodes[: done : done // SPOT_CHECKS + 1]:
+            check_jpeg(self.root / episode.frame(0))
+        left = self.episodes[done:]
+        total = sum(len(episode.actions) for episode in left)
         bar = tqdm(total=total, desc=f"checking frames of {self.root}", unit="frame", disable=total < 10_000)
         with bar, ThreadPoolExecutor(CHECK_THREADS) as pool:
-            episodes = iter(self.episodes)
-            while part := list(islice(episodes, 1000)):  # a fault ends the check within so many episodes
+            episodes = iter(left)
+            while part := list(islice(episodes, CHECKED_TOGETHER)):  # a fault ends the check within so many episodes
                 for episode, _ in zip(part, pool.map(self._check_episode, part), strict=True):
                     bar.update(len(episode.actions))
-        if os.access(self.root, os.W_OK):
-            write_atomically(stamp, lines.encode())
+                done += len(part)
+                if os.access(self.root, os.W_OK):
+                    write_atomically(self.root / CHECKED, json.dumps({"lines": lines, "episodes": done}).encode())
+
+    def _frames_checked(self, lines: dict[str, list[int]]) -> int:
+        """How many of the episodes, from the first on, have been found whole."""
+        try:
+            known = json.loads((self.root / CHECKED).read_bytes())
+            done = known["episodes"] if known["lines"] == lines else 0
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0
+        return done if type(done) is int and 0 <= done <= len(self.episodes) else 0
 
     def _check_episode(self, episode: Episode) -> None:
         for step in range(len(episode.actions)):

@@ -318,3 +318,30 @@ def test_links_are_followed_to_files_only(root, tmp_path):
         frame.symlink_to(place)
         with pytest.raises(RecordError, match=r"0000\.jpg: not a file"):
             VLNEgo(root).check_frames()
+
+
+def test_a_check_of_frames_that_was_stopped_goes_on(root, monkeypatch):
+    """From the last note on, and from the beginning where there is another line."""
+    monkeypatch.setattr(records, "CHECKED_TOGETHER", 1)
+    looked_at = []
+    check = VLNEgo._check_episode
+
+    def look(self, episode):
+        looked_at.append(episode.episode_id)
+        if len(looked_at) == 2:
+            raise KeyboardInterrupt
+        check(self, episode)
+
+    monkeypatch.setattr(VLNEgo, "_check_episode", look)
+    ids = [episode.episode_id for episode in VLNEgo(root).episodes]
+    assert len(ids) > 1
+    with pytest.raises(KeyboardInterrupt):
+        VLNEgo(root).check_frames()
+    for _ in range(2):
+        VLNEgo(root).check_frames()
+    assert looked_at == [*ids[:2], *ids[1:]]
+    writer = EpisodeWriter(root, META)
+    writer.write(episode("9", [1, 0]), [jpeg(0), jpeg(1)])
+    writer.close()
+    VLNEgo(root).check_frames()
+    assert looked_at[len(ids) + 1 :] == [*ids, "9"]
