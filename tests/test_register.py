@@ -10,7 +10,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.config import action_space, edited, import_modules, registered_policy
+from habitat_vlnr1.config import accumulation, action_space, edited, import_modules, registered_policy
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
@@ -149,7 +149,6 @@ def test_the_papers_presets_compose(setup, model, stage, learning_rate):
     wanted = {"r2r_rxr": ["r2r", "rxr_r2r"], "r2r": ["r2r"], "cross_domain": ["rxr_r2r"]}[setup]
     assert config.vlnr1.data.rft_records == dict.fromkeys(wanted, 10000)
     if stage == "sft":
-        batch = config.vlnr1.sft.per_device_train_batch_size * config.vlnr1.sft.gradient_accumulation_steps * 8
-        assert batch == 64
+        assert config.vlnr1.sft.per_device_train_batch_size * accumulation(config, "sft", 8) * 8 == 64
     else:
         assert (config.vlnr1.rft.beta, config.vlnr1.rft.num_generations) == (0.04, 8)

@@ -18,7 +18,15 @@ from omegaconf import DictConfig
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import action_space, check_sources, memory_of, plain, prompt_encoder, records_of
+from habitat_vlnr1.config import (
+    accumulation,
+    action_space,
+    check_sources,
+    memory_of,
+    plain,
+    prompt_encoder,
+    records_of,
+)
 from habitat_vlnr1.doctor.model_sizes import (
     ENGINES,
     Memory,
@@ -99,7 +107,7 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
     tokens = count_tokens(config, processor, counted, opened)
     records = count_records(config, opened)
     rows = rows_of_epoch(config, stage, opened, records)
-    steps = count_steps(options, stage, rows, gpus)
+    steps = count_steps(config, stage, rows, gpus)
     size, memory, kept = None, {}, None
     if model_config is not None:
         size = model_size(config, model_config)
@@ -217,13 +225,14 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return total
 
 
-def count_steps(options: DictConfig, stage: str, rows: int | None, gpus: int) -> int | None:
+def count_steps(config: DictConfig, stage: str, rows: int | None, gpus: int) -> int | None:
     """Optimizer steps; a row of RFT is answered `num_generations` times."""
+    options = config.vlnr1[stage]
     if options.max_steps > 0:
         return options.max_steps
     if rows is None:
         return None
-    batch = options.per_device_train_batch_size * options.gradient_accumulation_steps * gpus
+    batch = options.per_device_train_batch_size * accumulation(config, stage, gpus) * gpus
     answers = options.num_generations * options.num_iterations if stage == "rft" else 1
     return math.ceil(rows * answers / batch * options.num_train_epochs)
 
@@ -296,7 +305,7 @@ def describe(config: DictConfig, plan: Plan) -> list[str]:
         f"  answer      at most {tokens.answer} tokens; a sample at most {tokens.sample}, counted {tokens.counted}",
     ]
     lines += [f"  records     {source}: {number(count)} ({how})" for source, (count, how) in plan.records.items()]
-    batch = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    batch = options.per_device_train_batch_size, accumulation(config, plan.stage, plan.gpus)
     lines.append(f"  steps       {number(plan.steps)}: {number(plan.rows)} rows an epoch, "
                  f"{batch[0]} per GPU × {batch[1]} accumulated × {plan.gpus}")  # fmt: skip
     if plan.size is None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from habitat_vlnr1.actions import ActionSpace
@@ -98,6 +99,9 @@ def load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL and its processor, from safetensors only, without remote code.
 
+    While a training with ZeRO-3 is set up, all its processes must call this together: each gets its part of the
+    weights, where DeepSpeed puts it.
+
     Args:
         path: a folder or a Hugging Face id; of a PEFT adapter, everything that it stands on is loaded and merged too.
         dtype: `float32`, `bfloat16`, … or `auto` for what the checkpoint holds.
@@ -134,7 +138,7 @@ def load(
         model = _quietly(PeftModel.from_pretrained, model, folder).merge_and_unload()
         model.requires_grad_(True)  # PEFT has frozen it
     model.name_or_path = os.fspath(path) if adapter is None else os.fspath(adapter)
-    return model.to(device).eval(), processor
+    return (model if is_deepspeed_zero3_enabled() else model.to(device)).eval(), processor
 
 
 def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: ProcessorMixin, card: ModelCard) -> Path:

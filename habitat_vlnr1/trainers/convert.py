@@ -1,4 +1,5 @@
-"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures of records, submission files.
+"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures of records, submission files; and
+adapters merged into whole checkpoints.
 
 `vlnr1_convert` runs one conversion, named by `vlnr1.convert.to`. It writes into its output folder only, goes on where
 it was interrupted, and refuses a folder that was made from something else.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from habitat_vlnr1.config import action_space, edited, plain, records_of
 from habitat_vlnr1.episode_writer import EpisodeWriter, claim_folder
-from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
 from habitat_vlnr1.interchange.lerobot import write_lerobot
@@ -32,6 +34,7 @@ from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import Episode, RecordError, Records, VLNEgo, summarize
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.base import register_trainer
+from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, is_adapter, origin
 
 SOURCE = "source.json"  # in an output folder: what it was made from
 
@@ -201,6 +204,31 @@ def opened(
     return meta, released.episodes(), released.skipped, None
 
 
+def to_merged(config: DictConfig) -> None:
+    """An adapter and all that it stands on, as one whole checkpoint: `<input>_merged`."""
+    from habitat_vlnr1.lvlm import checkpoint  # with torch and Transformers, which no other conversion needs
+
+    options = config.vlnr1.convert
+    source = checkpoint.resolve(options.input)
+    card = checkpoint.read_card(source)
+    if not is_adapter(source) or card is None:
+        raise CheckpointError(
+            f"{source} is no adapter of ours ({ADAPTER_FILE} and {CARD_FILE}): name one, or a run's checkpoints, with "
+            "vlnr1.convert.input"
+        )
+    output = Path(options.output or f"{source}_merged")
+    made_from = origin(source, output)
+    if output.exists():
+        there = checkpoint.read_card(output)
+        if there is None or there.info.get("merged", {}).get("weights") != made_from["weights"]:
+            raise CheckpointError(f"{output} was made from something else: choose another vlnr1.convert.output")
+        print(f"merged: {output} is there already")
+        return
+    model, processor = checkpoint.load(source)
+    info = {key: value for key, value in card.info.items() if key != "start"} | {"merged": made_from}
+    print(f"merged: {checkpoint.save(output, model, processor, replace(card, info=info))}")
+
+
 def to_submission(config: DictConfig) -> None:
     """A leaderboard's file from an evaluation's results folder `<policy>/<split>`."""
     kind = config.vlnr1.convert.to.removesuffix("_submission")
@@ -231,6 +259,7 @@ CONVERSIONS = {
     "trl": to_trl,
     "parquet": to_parquet,
     "lerobot": to_lerobot,
+    "merged": to_merged,
     "r2r_submission": to_submission,
     "rxr_submission": to_submission,
 }

@@ -9,6 +9,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from habitat_vlnr1.config import accumulation
 from habitat_vlnr1.doctor.model_sizes import Memory, Size, activations, architecture, empty_model, training_memory
 from habitat_vlnr1.doctor.planning import make_plan, print_plan
 from habitat_vlnr1.episode_writer import EpisodeWriter
@@ -44,7 +45,7 @@ def test_the_papers_presets(stage, setup, model, capsys):
     assert (ours.memory.strategy, ours.memory.budget, ours.prompt.num_actions) == ("long_short", 16, 6)
     options = ours[stage]
     assert options.deepspeed.zero_optimization.stage == 3 and options.bf16 and options.num_train_epochs == 1
-    batch = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    batch = options.per_device_train_batch_size, accumulation(config, stage, 8)
     plan = print_plan(config, stage)
     if stage == "sft":
         assert (options.learning_rate, options.lr_scheduler_type, options.warmup_steps) == (5e-6, "cosine", 0.1)
@@ -143,7 +144,7 @@ def test_exported_data_are_counted(monkeypatch):
     assert plan.records == {"embedded": (30, "exported")} and plan.frames_disk == 30 * 4096
     sft = config.vlnr1.sft
     assert plan.rows == 3 * -(-10 // sft.steps_per_row)
-    batch = sft.per_device_train_batch_size * sft.gradient_accumulation_steps * 2
+    batch = sft.per_device_train_batch_size * accumulation(config, "sft", 2) * 2
     assert plan.steps == int(np.ceil(plan.rows / batch * sft.num_train_epochs))
 
 
