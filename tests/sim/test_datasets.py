@@ -73,7 +73,7 @@ def test_split_test_has_neither_goals_nor_path(tmp_path):
 
 
 def test_envdrop_and_scalevln_are_read_as_they_are_handed_on(tmp_path):
-    """EnvDrop is a split of VLN-CE's own, with ground truth; ScaleVLN has HM3D scenes, no tokens, no ground truth."""
+    """EnvDrop is a split of VLN-CE's own, with ground truth; ScaleVLN has HM3D's scenes and no tokens."""
     (tmp_path / "envdrop").mkdir()
     words = {"instruction_text": "Walk past the bed. Stop there.", "instruction_tokens": [12, 9, 0, 0]}
     augmented = [raw_episode(14_000 + n, trajectory_id=f"{n}_aug", instruction=words, info=None) for n in range(2)]
