@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 4
@@ -106,23 +107,10 @@ def kill_after(process: subprocess.Popen, checkpoint: Path) -> None:
         if process.poll() is not None:
             raise SystemExit(f"it ended before {checkpoint} was there: see the log")
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)  # torchrun's own group
-    for child in workers_of(process.pid):
-        os.kill(child, signal.SIGKILL)
+    torchrun = psutil.Process(process.pid)  # its workers are sessions of their own
+    for one in [torchrun, *torchrun.children(recursive=True)]:
+        one.kill()
     process.wait()
-
-
-def workers_of(torchrun: int) -> list[int]:
-    """The processes of a session that are left: torchrun gives each of its workers a group of its own."""
-    import psutil
-
-    def session(pid: int) -> int | None:
-        try:
-            return os.getsid(pid)
-        except ProcessLookupError:
-            return None
-
-    return [pid for pid in psutil.pids() if session(pid) == torchrun]
 
 
 def run(home: Path, name: str, engine: str) -> bool:
