@@ -22,7 +22,7 @@ from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import RecordError, Records, VLNEgo, read_meta, recorded_space
 from habitat_vlnr1.rewards import make_reward
-from habitat_vlnr1.weights import origin
+from habitat_vlnr1.weights import check_whole, origin
 
 if TYPE_CHECKING:
     import trl
@@ -161,6 +161,23 @@ def trained_card(
 
 
 # -------------------------------------------------------------------------------------------------- data and policies
+def evaluation_shard(config: DictConfig) -> tuple[int, int]:
+    """Which of how many processes that evaluate side by side this one is: `vlnr1.eval.shard` of `num_shards`, or its
+    place among those that torchrun has started; (0, 1) where it is alone.
+
+    Raises:
+        ValueError: there is no such shard.
+    """
+    shard, count = config.vlnr1.eval.shard, config.vlnr1.eval.num_shards
+    if (shard is None) != (count is None):
+        raise VLNR1Error(f"vlnr1.eval.shard is {shard} and num_shards {count}: give both, or neither")
+    if shard is None:
+        shard, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= shard < count:
+        raise VLNR1Error(f"vlnr1.eval.shard={shard} of {count}: shards count from 0 to num_shards - 1")
+    return shard, count
+
+
 def export_folder(config: DictConfig, split: str) -> Path:
     """Where the configured task's split is exported to."""
     return Path(config.vlnr1.data.root) / config.vlnr1.data.source / split
@@ -226,10 +243,32 @@ def make_policy(
     Raises:
         ValueError: no such policy is registered.
     """
+    policy_class, config = _policy_of(place, row, config)
+    return policy_class.from_config(config, observation_space, action_space)
+
+
+def check_policy(
+    place: str,
+    row: str | Mapping[str, Any],
+    config: DictConfig,
+    observation_space: spaces.Dict,
+    action_space: spaces.Space,
+) -> None:
+    """What `make_policy` would find wrong. A policy with a large model says so without loading it (`check_config`).
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    policy_class, config = _policy_of(place, row, config)
+    check = getattr(policy_class, "check_config", policy_class.from_config)
+    check(config, observation_space, action_space)
+
+
+def _policy_of(place: str, row: str | Mapping[str, Any], config: DictConfig) -> tuple[type[Policy], DictConfig]:
+    """The class that a row names, and the config that holds for it."""
     row = {"name": row} if isinstance(row, str) else dict(row)
     policy_class = registered_policy(place, row.pop("name"))
-    config = edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
-    return policy_class.from_config(config, observation_space, action_space)
+    return policy_class, edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
 
 
 def registered_policy(place: str, name: str) -> type[Policy]:
@@ -257,8 +296,7 @@ def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
     from habitat_vlnr1.lvlm.decoding import load_decoder
 
     decoding = config.vlnr1.decoding
-    card = checkpoint.read_card(path)
-    checkpoint.check_card(card, action_space(config), allow=decoding.allow_other_angles)
+    card = check_checkpoint(config, path)
     for difference in checkpoint.differences(card, **asked_with(config)):  # to compare is allowed, to overlook it not
         logger.warning(f"{path}: {difference}")
     return load_decoder(
@@ -269,6 +307,20 @@ def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
         constrained=decoding.constrained,
         seed=config.habitat.seed,
     )
+
+
+def check_checkpoint(config: DictConfig, path: str) -> ModelCard | None:
+    """A checkpoint must be whole and fit the simulator's steps and angles; returns its card.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    from habitat_vlnr1.lvlm import checkpoint
+
+    check_whole(checkpoint.existing(path))
+    card = checkpoint.read_card(path)
+    checkpoint.check_card(card, action_space(config), allow=config.vlnr1.decoding.allow_other_angles)
+    return card
 
 
 # -------------------------------------------------------------------------------------------------- what is optimised

@@ -39,24 +39,38 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | os.PathLike[str], name: str = "run"):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f".{name}.lock"
-        self._holder = folder / f".{name}.holder.json"
-        self._lock = FileLock(path, thread_local=False)
-        try:
-            self._lock.acquire(timeout=WAIT)
-        except Timeout:
-            raise FolderInUse(
-                f"{folder} is being written by {self._who()}: wait for its end, or end it (the lock {path} goes with "
-                "the process), or choose another folder"
-            ) from None
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._holder = self.folder / f".{name}.holder.json"
+        self._lock = self._acquire(self.folder / f".{name}.lock")
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
         write_atomically(self._holder, json.dumps(mine).encode())
 
-    def _who(self) -> str:
+    def _acquire(self, path: Path) -> FileLock:
+        lock = FileLock(path, thread_local=False)
         try:
-            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            lock.acquire(timeout=WAIT)
+        except Timeout:
+            raise FolderInUse(
+                f"{self.folder} is being written by {self._who(path)}: wait for its end, or end it (the lock {path} "
+                "goes with the process), or choose another folder"
+            ) from None
+        return lock
+
+    def alone(self, others: str, but: str) -> None:
+        """Make sure that of the folder's locks whose names match `others`, none is held but those that match `but`.
+
+        Raises:
+            FolderInUse: one is.
+        """
+        for path in sorted(self.folder.glob(f".{others}.lock")):
+            if not path.match(f".{but}.lock") and path != Path(self._lock.lock_file):
+                self._acquire(path).release()
+
+    @staticmethod
+    def _who(path: Path) -> str:
+        try:
+            holder = json.loads(path.with_suffix(".holder.json").read_text(encoding="utf-8"))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):  # it has just begun, or just ended
             return "another process"

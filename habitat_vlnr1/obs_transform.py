@@ -10,12 +10,13 @@ In the policy's config:
       long_short_memory:
         type: LongShortMemory
         memory: {strategy: long_short, budget: 16, short_window: 8, short_stride: 1, long_stride: 6}
+        jpeg_quality: 92
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from habitat_vlnr1.errors import RunError, VLNR1Error
+from habitat_vlnr1.frame_store import FrameStore
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.observations import CLOCK, MEMORY, MEMORY_STEPS, environment_of
 
@@ -40,6 +42,8 @@ class LongShortMemoryConfig(ObsTransformConfig):
     type: str = "LongShortMemory"
     memory: dict[str, Any] = field(default_factory=lambda: {"strategy": "long_short"})
     rgb_key: str = "rgb"
+    jpeg_quality: int | None = None
+    memory_mb: float = 4096
 
 
 ConfigStore.instance().store(
@@ -57,25 +61,31 @@ class LongShortMemory(ObservationTransformer):
       strip, because Habitat draws whatever has the shape of an image into its videos; `memory_frames` cuts it);
     - `vlnr1_memory_steps` int64 [N, budget]: the steps of those frames, -1 behind them.
 
+    Frames of a rollout are kept in the host's memory until its environment begins the next one.
+
     Args:
         memory: the strategy.
         rgb_key: the frames' observation key.
-
-    Frames are kept in the host's memory, those of a rollout until its environment begins the next one: at most
-    environments × steps × H × W × 3 bytes.
+        jpeg_quality: show all frames, the current one too, as a JPEG of this quality shows them: training reads frames
+            from such files. None: as the simulator renders them.
+        memory_mb: MiB for the frames of all running rollouts; what is beyond goes to temporary files.
     """
 
-    def __init__(self, memory: Memory, rgb_key: str = "rgb"):
+    def __init__(
+        self, memory: Memory, rgb_key: str = "rgb", jpeg_quality: int | None = None, memory_mb: float = 4096
+    ):
         super().__init__()
         self.memory = memory
         self.rgb_key = rgb_key
-        self._frames: OrderedDict[int, list[torch.Tensor]] = OrderedDict()
+        self.frames = FrameStore(int(memory_mb * 2**20), jpeg_quality)
         self._rollout_of: dict[int, int] = {}  # environment → the rollout it was last seen in
         self._together = 0  # the most rollouts seen in one batch
 
     @classmethod
     def from_config(cls, config: DictConfig) -> LongShortMemory:
-        return cls(make_memory(**config.memory), config.rgb_key)
+        # A `.pth` of an earlier version has a config without the later keys.
+        later = {key: config[key] for key in ("jpeg_quality", "memory_mb") if key in config}
+        return cls(make_memory(**config.memory), config.rgb_key, **later)
 
     def transform_observation_space(self, observation_space: spaces.Dict, **kwargs: Any) -> spaces.Dict:
         for key in (self.rgb_key, CLOCK):
@@ -94,23 +104,40 @@ class LongShortMemory(ObservationTransformer):
 
     @torch.no_grad()
     def forward(self, observations: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        clocks = self.remember(observations)
         rgb = observations[self.rgb_key]
-        clocks = observations[CLOCK].cpu().tolist()
-        frames = rgb.cpu()
-        self._drop_ended([rollout for rollout, _ in clocks])
-        count, height, width, channels = frames.shape
-        strip = frames.new_zeros((count, height, self.memory.budget * width, channels))
+        count, height, width, channels = rgb.shape
+        strip = np.zeros((count, height, self.memory.budget * width, channels), np.uint8)
         steps = torch.full((count, self.memory.budget), -1, dtype=torch.int64)
         for row, (rollout, step) in enumerate(clocks):
-            history = self._remember(rollout, step, frames[row])
-            chosen = self.memory.select(step)
-            for slot, past in enumerate(chosen):
-                strip[row, :, slot * width : (slot + 1) * width] = history[past]
+            for slot, past in enumerate(self.memory.select(step)):
+                strip[row, :, slot * width : (slot + 1) * width] = self.frames.read(rollout, past)
                 steps[row, slot] = past
         observations = copy.copy(observations)
-        observations[MEMORY] = strip.to(rgb.device)
+        observations[MEMORY] = torch.from_numpy(strip).to(rgb.device)
         observations[MEMORY_STEPS] = steps.to(rgb.device)
+        if self.frames.jpeg_quality is not None:
+            now = np.stack([self.frames.read(rollout, step) for rollout, step in clocks])
+            observations[self.rgb_key] = torch.from_numpy(now).to(rgb.device)
         return observations
+
+    def remember(self, observations: dict[str, torch.Tensor]) -> list[list[int]]:
+        """Keep the frames of these observations, for a later `forward`; returns their clocks.
+
+        Raises:
+            RunError: a step of a rollout was not shown.
+        """
+        clocks: list[list[int]] = observations[CLOCK].cpu().tolist()
+        self._drop_ended([rollout for rollout, _ in clocks])
+        for (rollout, step), frame in zip(clocks, observations[self.rgb_key].cpu().numpy(), strict=True):
+            count = self.frames.count(rollout)
+            if step > count:
+                raise RunError(
+                    f"LongShortMemory saw step {step} of a rollout after {count} frames: it must see every step"
+                )
+            if step == count:  # one transform may be shown the same step twice
+                self.frames.add(rollout, frame)
+        return clocks
 
     def _drop_ended(self, rollouts: list[int]) -> None:
         """Forget rollouts whose environment is in another one now.
@@ -121,26 +148,25 @@ class LongShortMemory(ObservationTransformer):
         for rollout in rollouts:
             environment = environment_of(rollout)
             if environment and self._rollout_of.get(environment) != rollout:
-                self._frames.pop(self._rollout_of.get(environment, 0), None)
+                self.frames.drop(self._rollout_of.get(environment, 0))
                 self._rollout_of[environment] = rollout
-            if rollout in self._frames:
-                self._frames.move_to_end(rollout)
+            self.frames.count(rollout)
         self._together = max(self._together, len(set(rollouts)))
-        untold = [rollout for rollout in self._frames if not environment_of(rollout)]
-        new = sum(rollout not in self._frames for rollout in {*rollouts} if not environment_of(rollout))
+        kept = self.frames.rollouts
+        untold = [rollout for rollout in kept if not environment_of(rollout)]
+        new = sum(rollout not in kept for rollout in {*rollouts} if not environment_of(rollout))
         for rollout in untold[: max(0, len(untold) + new - 2 * self._together)]:
-            del self._frames[rollout]
+            self.frames.drop(rollout)
 
-    def _remember(self, rollout: int, step: int, frame: torch.Tensor) -> list[torch.Tensor]:
-        """The rollout's frames v_0 … v_step; one transform may be shown the same step twice."""
-        history = self._frames.setdefault(rollout, [])
-        if step > len(history):
-            raise RunError(
-                f"LongShortMemory saw step {step} of a rollout after {len(history)} frames: it must see every step"
-            )
-        if step == len(history):
-            history.append(frame.clone())
-        return history
+
+def remember(observations: dict[str, torch.Tensor], transforms: Sequence[ObservationTransformer]) -> None:
+    """What must not be left out where nobody reads the transformed observations: memories keep the frames."""
+    last = max((i for i, transform in enumerate(transforms) if isinstance(transform, LongShortMemory)), default=-1)
+    for transform in transforms[: last + 1]:
+        if isinstance(transform, LongShortMemory):
+            transform.remember(observations)
+        else:
+            observations = transform(observations)
 
 
 def memory_frames(observations: dict[str, torch.Tensor]) -> torch.Tensor:

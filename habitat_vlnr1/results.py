@@ -1,7 +1,6 @@
 """Results of an evaluation on disk: one line per episode as it goes, a summary, and the table.
 
-    <results_dir>/<policy>/<split>/run.json         what was evaluated (the identity that a resumed run must match)
-                                   episodes.jsonl   one line per finished episode, appended while it runs
+    <results_dir>/<policy>/<split>/episodes.jsonl   one line per finished episode (`habitat_vlnr1.episode_log`)
                                    summary.json     the averages
 
 `python -m habitat_vlnr1.results RESULTS_DIR…` prints the table of every summary below the given folders, so that
@@ -14,21 +13,11 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from habitat_vlnr1.errors import ResultsError
-from habitat_vlnr1.files import (
-    differences,
-    drop_half_line,
-    full_disk_is_said,
-    is_text,
-    parse_json,
-    read_json,
-    write_atomically,
-)
-from habitat_vlnr1.lock import FolderLock
+from habitat_vlnr1.files import is_text, read_json, write_atomically
 
 METRICS = ("SR", "OS", "SPL", "NE", "TL", "nDTW", "sDTW")
 """Success rate, oracle success, success weighted by path length, navigation error (m), trajectory length (m),
@@ -60,122 +49,6 @@ def left_out_text(left_out: Iterable[LeftOut]) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------- episodes.jsonl
-class EpisodeLog:
-    """The lines of one evaluation, on disk as soon as they are known.
-
-    Opening a folder that already has lines resumes it, if its identity (protocol, policy, checkpoint, …) is the
-    same; a last line cut short by an interruption is dropped.
-
-    Args:
-        folder: `<results_dir>/<policy>/<split>`.
-        identity: JSON-able description of everything that the results depend on.
-
-    Raises:
-        ResultsError: the folder holds the results of something else.
-        FolderInUse: another evaluation writes there.
-    """
-
-    def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
-        self.folder = Path(folder)
-        self.path = self.folder / "episodes.jsonl"
-        self.lines: dict[str, dict[str, Any]] = {}
-        self._lock = FolderLock(self.folder)
-        try:
-            self._open(json.loads(json.dumps(identity)))
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _open(self, identity: dict[str, Any]) -> None:
-        run = self.folder / "run.json"
-        if self.path.exists():
-            self._check_identity(run, identity)
-            drop_half_line(self.path)
-            self.lines = {episode_key(line): line for line in _parse(self.path, whole=True)}
-        write_json(run, identity)
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def _check_identity(self, run: Path, identity: Mapping[str, Any]) -> None:
-        remedy = f"choose another vlnr1.results_dir or delete {self.folder}"
-        if not run.exists():
-            raise ResultsError(f"{self.path} has no run.json beside it that says what it holds; {remedy}")
-        there = read_json(run, remedy, ResultsError)
-        if "task" in identity and "task" not in there:
-            raise ResultsError(
-                f"{run} does not say which episodes its results are of (an older version wrote it); {remedy}"
-            )
-        changed = differences(there, identity)
-        if changed:
-            raise ResultsError(f"{self.path} holds results of another run ({'; '.join(changed[:5])}); {remedy}")
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Write one finished episode (`episode_line`) and flush it."""
-        with full_disk_is_said(self.path):
-            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
-        self.lines[episode_key(line)] = dict(line)
-
-    def close(self) -> None:
-        """Let another process go on."""
-        with suppress(OSError):  # a full disk: the line that does not fit has been said
-            self._file.close()
-        self._lock.release()
-
-
-def episode_key(line: Mapping[str, Any]) -> str:
-    """Identity of an episode: ids are unique within a scene, as Habitat counts them."""
-    return f"{line['scene_id']}:{line['episode_id']}"
-
-
-def episode_line(metrics: Mapping[str, float], **facts: Any) -> dict[str, Any]:
-    """One line of episodes.jsonl. JSON knows no NaN: such metrics become null and `non_finite` says what they were."""
-    non_finite = {name: str(float(value)) for name, value in metrics.items() if not math.isfinite(value)}
-    finite = {name: None if name in non_finite else round(float(value), 6) for name, value in metrics.items()}
-    return {**facts, "metrics": finite, "non_finite": non_finite}
-
-
-def read_episodes(path: str | Path) -> list[dict[str, Any]]:
-    """The complete lines of an `episodes.jsonl`, leaving the file as it is (it may still be being written).
-
-    Raises:
-        ResultsError: a line other than the last is not JSON, or not an episode's.
-    """
-    return _parse(Path(path))
-
-
-def _parse(path: Path, whole: bool = False) -> list[dict[str, Any]]:
-    """The complete lines. A line without its newline is one cut short; `whole` asks for all that a summary needs."""
-    content = path.read_bytes()
-    lines = []
-    for number, raw in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        line = parse_json(raw, f"{path}, line {number}", "delete that line", ResultsError)
-        keys = _LINE if whole else _KEY
-        wrong = [(key, line.get(key)) for key in keys if not isinstance(line.get(key), _LINE[key])]
-        if whole and not wrong:
-            wrong = [(name, value) for name, value in line["metrics"].items() if not _is_metric(value, name)]
-            wrong += [(key, line[key]) for key in ("steps", "invalid_answers", "seconds") if not 0 <= line[key] < 1e9]
-        for key, value in wrong[:1]:
-            raise ResultsError(f"{path}, line {number}: not an episode's line ({key} is {value!r}); delete that line")
-        lines.append(line)
-    return lines
-
-
-_LINE = {
-    **{"scene_id": str, "episode_id": str, "metrics": dict, "non_finite": dict},
-    **{"steps": int, "invalid_answers": int, "seconds": int | float},
-}
-"""What an episode's line has at least."""
-_KEY = ("scene_id", "episode_id")
-
-
-def _is_metric(value: Any, name: str = "") -> bool:
-    """A number, or None where it is none; a rate is 0 … 1."""
-    if value is None or not isinstance(value, int | float):
-        return value is None
-    return 0 <= value <= 1 if name in ("SR", "OS") else abs(value) < 1e300
-
-
 def read_summary(file: Path) -> dict[str, Any]:
     """A `summary.json`.
 
@@ -188,13 +61,20 @@ def read_summary(file: Path) -> dict[str, Any]:
     wrong = [key for key, kind in kinds.items() if not isinstance(summary.get(key), kind)]
     if not wrong:
         errors = summary["standard_error"]
-        wrong = [name for name in METRICS if name not in summary or not _is_metric(summary[name], name)]
-        wrong += [f"standard_error.{name}" for name in METRICS if name not in errors or not _is_metric(errors[name])]
+        wrong = [name for name in METRICS if name not in summary or not is_metric(summary[name], name)]
+        wrong += [f"standard_error.{name}" for name in METRICS if name not in errors or not is_metric(errors[name])]
         wrong += ["standard_error.SR"] if summary.get("SR") is not None and errors.get("SR") is None else []
         wrong += ["left_out"] if not all(map(_is_left_out, summary["left_out"])) else []
     if wrong:
         raise ResultsError(f"{file}: not the summary of an evaluation ({wrong[0]}); {remedy}")
     return summary
+
+
+def is_metric(value: Any, name: str = "") -> bool:
+    """Whether a value read from JSON is that of a metric: a number, a rate 0 … 1; None where it was none."""
+    if value is None or not isinstance(value, int | float):
+        return value is None
+    return 0 <= value <= 1 if name in ("SR", "OS") else abs(value) < 1e300
 
 
 def _is_left_out(entry: Any) -> bool:

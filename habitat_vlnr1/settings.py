@@ -161,6 +161,8 @@ RULES: dict[str, Rule] = {
     "eval.policies": each(POLICY),
     "eval.forward_steps": COUNT,
     "eval.videos": INDEX,
+    "eval.shard": INDEX | NULL,
+    "eval.num_shards": COUNT | NULL,
     "plan.gpus": COUNT | NULL,
     "plan.records": each(INDEX),
     "plan.instruction_words": COUNT,

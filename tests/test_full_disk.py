@@ -9,10 +9,10 @@ from unittest import mock
 
 import pytest
 
+from habitat_vlnr1.episode_log import EpisodeLog, episode_line, read_episodes
 from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.files import DiskFull, full_disk_is_said, write_atomically
 from habitat_vlnr1.records import Episode, VLNEgo
-from habitat_vlnr1.results import EpisodeLog, episode_line, read_episodes
 
 WRITE = """
 import sys

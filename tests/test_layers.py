@@ -9,9 +9,9 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
-    ("files", "lock", "records", "episode_writer", "observations", "weights"),
-    ("results", "lvlm"),
+    ("errors", "lookup", "actions", "memory", "prompt", "rewards", "jpeg"),
+    ("files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
+    ("results", "episode_log", "lvlm"),
     ("config", "settings", "obs_transform"),
     ("sim",),
     ("policies",),
@@ -88,7 +88,7 @@ def test_rooms_that_stay_apart():
     assert [(a, b) for a, b in ROOMS if {a, b} in APART] == []
 
 
-@pytest.mark.parametrize("room", [*VOCABULARY, "results", "config", "settings"])
+@pytest.mark.parametrize("room", [*VOCABULARY, "results", "episode_log", "config", "settings"])
 def test_the_vocabulary_needs_neither_torch_nor_habitat(room):
     assert not {"torch", "habitat", "habitat_sim", "transformers"} & imported_by(f"habitat_vlnr1.{room}")
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from habitat_vlnr1 import lock
+from habitat_vlnr1.episode_log import EpisodeLog
 from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.lock import FolderInUse, FolderLock
-from habitat_vlnr1.results import EpisodeLog
 
 HOLD = """
 import sys, time

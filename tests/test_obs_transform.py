@@ -4,8 +4,17 @@ import torch
 from gym import spaces
 from omegaconf import OmegaConf
 
+from habitat_vlnr1.frame_store import FrameStore
+from habitat_vlnr1.jpeg import decode_jpeg, encode_jpeg
 from habitat_vlnr1.memory import make_memory
-from habitat_vlnr1.obs_transform import MEMORY, MEMORY_STEPS, LongShortMemory, LongShortMemoryConfig, memory_frames
+from habitat_vlnr1.obs_transform import (
+    MEMORY,
+    MEMORY_STEPS,
+    LongShortMemory,
+    LongShortMemoryConfig,
+    memory_frames,
+    remember,
+)
 from habitat_vlnr1.observations import draw_environment, environment_of, rollout_id
 from habitat_vlnr1.sim.sensors import ClockSensor
 
@@ -62,7 +71,7 @@ def test_same_step_twice_is_remembered_once():
 
 
 def kept(transform):
-    return {rollout: len(frames) for rollout, frames in transform._frames.items()}
+    return {rollout: transform.frames.count(rollout) for rollout in transform.frames.rollouts}
 
 
 def test_a_rollout_goes_when_its_environment_begins_another():
@@ -112,6 +121,54 @@ def test_observation_space_grows_by_the_budget():
     assert MEMORY not in space.spaces
     with pytest.raises(ValueError, match="needs the observation 'vlnr1_clock'"):
         transform.transform_observation_space(spaces.Dict({"rgb": space["rgb"]}))
+
+
+def test_what_is_only_remembered_is_shown_later():
+    """While environments follow their plans nothing is made of the frames; before the memory come other transforms."""
+    seen, told = (LongShortMemory(make_memory("uniform", budget=4)) for _ in range(2))
+
+    def half(observations):
+        return {**observations, "rgb": observations["rgb"] // 2}
+
+    for step in range(3):
+        remember(batch([(1, step)]), [half, told, seen.forward])
+    for step in range(4):
+        wanted = seen({**batch([(1, step)]), "rgb": batch([(1, step)])["rgb"] // 2})
+    assert shown(told(half(batch([(1, 3)])))) == shown(wanted) == [[(5, 0), (5, 1), (6, 2)]]
+    with pytest.raises(RuntimeError, match="it must see every step"):
+        remember(batch([(1, 9)]), [told])
+
+
+def test_frames_are_shown_as_a_jpeg_of_the_exports_quality_shows_them():
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (32, 48, 3), dtype=np.uint8) for _ in range(3)]
+    files = [decode_jpeg(encode_jpeg(frame, 60)) for frame in frames]
+    transform = LongShortMemory(make_memory("uniform", budget=4), jpeg_quality=60)
+    for step, frame in enumerate(frames):
+        clock = torch.tensor([[1, step]])
+        result = transform({"rgb": torch.from_numpy(frame)[None], "vlnr1_clock": clock})
+    assert (memory_frames(result)[0, :2].numpy() == np.stack(files[:2])).all()
+    assert (result["rgb"][0].numpy() == files[2]).all() and (files[2] != frames[2]).any()
+
+
+@pytest.mark.parametrize("jpeg_quality", [None, 95])
+def test_frames_beyond_the_memory_are_kept_in_files_which_go_with_their_rollouts(jpeg_quality):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    small, large = FrameStore(2000, jpeg_quality), FrameStore(2**20, jpeg_quality)
+    for store in (small, large):
+        for number, frame in enumerate(frames):
+            store.add(number % 2, frame)
+    assert 0 < small.held <= 2000 < large.held
+    for rollout in (0, 1):
+        assert [small.count(rollout), large.count(rollout)] == [3, 3]
+        for step in (2, 0, 1):
+            assert (small.read(rollout, step) == large.read(rollout, step)).all()
+    if jpeg_quality is None:
+        assert (small.read(1, 2) == frames[5]).all()
+    for rollout in (0, 1, 7):
+        small.drop(rollout)
+    assert small.held == 0 and small.rollouts == []
 
 
 def test_the_input_batch_is_left_alone():

@@ -5,18 +5,8 @@ import math
 
 import pytest
 
-from habitat_vlnr1.results import (
-    EpisodeLog,
-    LeftOut,
-    ResultsError,
-    episode_line,
-    main,
-    protocol_text,
-    read_episodes,
-    summarise,
-    table,
-    write_json,
-)
+from habitat_vlnr1.episode_log import EpisodeLog, episode_line, read_episodes
+from habitat_vlnr1.results import LeftOut, ResultsError, main, protocol_text, summarise, table, write_json
 
 PROTOCOL = {"name": "embedded", "turn_angle": 30}
 IDENTITY = {"policy": "random", "split": "val_unseen", "protocol": PROTOCOL}

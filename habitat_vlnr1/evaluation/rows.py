@@ -22,9 +22,9 @@ from gym import spaces
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_obs_space, get_active_obs_transforms
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import make_policy, plain, registered_policy
+from habitat_vlnr1.config import check_policy, make_policy, plain, registered_policy
 from habitat_vlnr1.errors import VLNR1Error
-from habitat_vlnr1.observations import EXPERT
+from habitat_vlnr1.observations import EXPERT, MEMORY
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
 from habitat_vlnr1.weights import folder_fingerprint
 
@@ -68,34 +68,61 @@ class RowMaker:
         self.agent, self.config, self.env_spec = agent, config, env_spec
         self.raw_space, self.transforms = raw_space, transforms
 
-    def rows(self, device: torch.device) -> dict[str, Row]:
-        """All of them, on `device`.
+    @property
+    def _seen(self) -> tuple[spaces.Dict, spaces.Space]:
+        """The spaces of a policy that sees what the agent's does."""
+        return self.env_spec.observation_space, self.env_spec.action_space
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the config."""
+        return list(self.config.vlnr1.eval.policies)
+
+    def check(self) -> None:
+        """All that can be wrong with any row, before the first one's hours; large models are not loaded for it.
 
         Raises:
             ValueError: none is named, one is not registered or has no weights, or a checkpoint is not its.
         """
-        rows = {name: self._row(f"vlnr1.eval.policies.{name}", row)
-                for name, row in self.config.vlnr1.eval.policies.items()}  # fmt: skip
-        if not rows:
+        if not self.names:
             raise VLNR1Error("vlnr1.eval.policies is empty: name at least one, such as random: RandomPolicy")
-        for row in rows.values():
-            row.policy.to(device).eval()
-        return rows
+        for name in self.names:
+            key, options = self._options(name)
+            own, file = self._is_own(options), _pth(options.get("checkpoint"))
+            if not own and file is None and hasattr(registered_policy(key, options["name"]), "check_config"):
+                check_policy(key, _named(options), self.config, *self._seen)
+            else:
+                self._row(key, options)
 
-    def _row(self, key: str, row: Any) -> Row:
-        options: Any = {"name": row} if isinstance(row, str) else plain(row)
-        name, weights = options["name"], options.get("checkpoint")
+    def make(self, name: str, device: torch.device) -> Row:
+        """One row, on `device`. The agent's own policy waits in the host's memory while others walk: there may be no
+        room for two models. A row of the same checkpoint shares the model.
+
+        Raises:
+            ValueError: as `check`, which finds the same earlier.
+        """
+        self.agent.actor_critic.to("cpu")
+        row = self._row(*self._options(name))
+        row.policy.to(device).eval()
+        return row
+
+    def _options(self, name: str) -> tuple[str, dict[str, Any]]:
+        """A row's key and what stands there."""
+        row = self.config.vlnr1.eval.policies[name]
+        return f"vlnr1.eval.policies.{name}", {"name": row} if isinstance(row, str) else plain(row)
+
+    def _is_own(self, options: dict[str, Any]) -> bool:
+        """Whether a row is the agent's own policy."""
+        name = self.config.habitat_baselines.rl.policy[self.agent.agent_name].name
+        return options.get("checkpoint") is None and options["name"] == name
+
+    def _row(self, key: str, options: dict[str, Any]) -> Row:
+        name, weights, own = options["name"], options.get("checkpoint"), self._is_own(options)
         deterministic = options.get("deterministic", True)
-        own = weights is None and name == self.config.habitat_baselines.rl.policy[self.agent.agent_name].name
-        policy_class = None if own else registered_policy(key, name)
         file = _pth(weights)
         if file is not None:
-            return self._from_pth(key, policy_class, file, deterministic)
-        if own:
-            policy = self.agent.actor_critic
-        else:
-            named = {option: value for option, value in options.items() if option != "deterministic"}
-            policy = make_policy(key, named, self.config, self.env_spec.observation_space, self.env_spec.action_space)
+            return self._from_pth(key, registered_policy(key, name), file, deterministic)
+        policy = self.agent.actor_critic if own else make_policy(key, _named(options), self.config, *self._seen)
         identity = getattr(policy, "identity", {})
         if policy.should_load_agent_state:  # a network of Habitat-Baselines' kind
             baselines = self.config.habitat_baselines
@@ -106,7 +133,8 @@ class RowMaker:
                 )
             identity = self._identity(Path(baselines.eval_ckpt_path_dir), deterministic)
         needs = getattr(policy, "needs", None)
-        return Row(policy, self.transforms, deterministic, needs and frozenset(needs), identity)
+        transforms = self.transforms if needs is None or {"rgb", MEMORY} & {*needs} else ()  # nobody looks
+        return Row(policy, transforms, deterministic, needs and frozenset(needs), identity)
 
     def _from_pth(self, key: str, policy_class: Any, file: Path, deterministic: bool) -> Row:
         checkpoint = read_pth(file)
@@ -139,6 +167,11 @@ class RowMaker:
     def _identity(self, file: Path, deterministic: bool) -> dict[str, Any]:
         seed = None if deterministic else self.config.habitat.seed
         return {"checkpoint": str(file), "weights": folder_fingerprint(file), "drawn_with_seed": seed}
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is the row's alone: the policy's name and its keys of `vlnr1`."""
+    return {option: value for option, value in options.items() if option != "deterministic"}
 
 
 def _pth(weights: str | None) -> Path | None:

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from habitat_vlnr1.episode_log import read_episodes
 from habitat_vlnr1.errors import SubmissionError
 from habitat_vlnr1.files import write_atomically
-from habitat_vlnr1.results import read_episodes
 
 MOST_STEPS = 500  # of an episode, in VLN-CE
 

@@ -14,6 +14,8 @@ Examples:
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import os
 from collections import OrderedDict
@@ -21,6 +23,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -35,6 +38,7 @@ from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, AnswerGrammar, Tokens, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.query import Query
+from habitat_vlnr1.weights import folder_fingerprint
 
 Seed = int | Sequence[int]
 
@@ -294,7 +298,7 @@ def load_decoder(
     device: str | torch.device | None = None,
     **options: Any,
 ) -> ActionDecoder:
-    """Load a checkpoint and make what asks it.
+    """Load a checkpoint and make what asks it. Decoders of one checkpoint share its model while one of them lives.
 
     Args:
         path: a folder or a Hugging Face id.
@@ -313,8 +317,24 @@ def load_decoder(
             f"{path}: no {checkpoint.CARD_FILE} says how this model is asked: give load_decoder a ModelCard"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = checkpoint.load(path, dtype=dtype, device=device)
-    return ActionDecoder(model, PromptEncoder.from_card(processor, card), **options)
+    model: Any  # `to` of PreTrainedModel is wrapped without its types
+    model, processor = _shared(path, dtype)
+    return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), **options)
+
+
+_MODELS: WeakValueDictionary[tuple[str, ...], PreTrainedModel] = WeakValueDictionary()
+_PROCESSORS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+"""What decoders hold: models by checkpoint, weights and dtype, and the processors that came with them."""
+
+
+def _shared(path: str, dtype: str | torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """A model that only decoders know, and a processor of its own for each."""
+    key = (path, str(dtype), json.dumps(folder_fingerprint(path)))
+    model = _MODELS.get(key)
+    if model is None:
+        model, processor = checkpoint.load(path, dtype=dtype)
+        _MODELS[key], _PROCESSORS[model] = model, processor
+    return model, copy.deepcopy(_PROCESSORS[model])
 
 
 @dataclass

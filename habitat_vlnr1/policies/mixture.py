@@ -31,10 +31,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import make_policy, plain
+from habitat_vlnr1.config import check_policy, make_policy, plain
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION
-from habitat_vlnr1.policies.scripted import ScriptedPolicy
+from habitat_vlnr1.policies.scripted import ScriptedPolicy, check_spaces
 from habitat_vlnr1.weights import folder_fingerprint
 
 GOAL = "pointgoal_with_gps_compass"
@@ -198,6 +198,21 @@ def make_rule(name: str, **options: Any) -> Rule:
         raise VLNR1Error(f"vlnr1.mixture.rule {name}: {error}") from None
 
 
+def rule_of(config: DictConfig) -> Rule:
+    """The rule of `vlnr1.mixture`.
+
+    Raises:
+        ValueError: nothing is mixed, there is no such rule, or it does not take these options.
+    """
+    mixture = config.vlnr1.mixture
+    if mixture is None:
+        raise VLNR1Error("MixturePolicy needs vlnr1.mixture={lead: …, helper: …, rule: {name: …}}")
+    options = plain(mixture.rule)
+    if options["name"] == "probability":
+        options.setdefault("seed", config.habitat.seed)
+    return make_rule(**options)
+
+
 @baseline_registry.register_policy
 class MixturePolicy(ScriptedPolicy):
     """Lets the helper act where the rule says so, the lead elsewhere.
@@ -229,18 +244,24 @@ class MixturePolicy(ScriptedPolicy):
     def from_config(
         cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space, **kwargs: Any
     ) -> MixturePolicy:
-        mixture = config.vlnr1.mixture
-        if mixture is None:
-            raise VLNR1Error("MixturePolicy needs vlnr1.mixture={lead: …, helper: …, rule: {name: …}}")
-        options = plain(mixture.rule)
-        if options["name"] == "probability":
-            options.setdefault("seed", config.habitat.seed)
-        rule = make_rule(**options)
+        rule = rule_of(config)
         lead, helper = (
-            make_policy(f"vlnr1.mixture.{role}", mixture[role], config, observation_space, action_space)
+            make_policy(f"vlnr1.mixture.{role}", config.vlnr1.mixture[role], config, observation_space, action_space)
             for role in ("lead", "helper")
         )
         return cls(observation_space, action_space, lead, helper, rule)
+
+    @classmethod
+    def check_config(cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space) -> None:
+        """What `from_config` would find wrong, without loading large models.
+
+        Raises:
+            VLNR1Error: what is wrong.
+        """
+        check_spaces(cls.__name__, [CLOCK, *rule_of(config).needs], observation_space, action_space)
+        for role in ("lead", "helper"):
+            place = f"vlnr1.mixture.{role}"
+            check_policy(place, config.vlnr1.mixture[role], config, observation_space, action_space)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the observation, so results are the same with any number of environments and aft
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,7 @@ class ScriptedPolicy(nn.Module, Policy):
     def __init__(self, observation_space: spaces.Dict, action_space: spaces.Space):
         nn.Module.__init__(self)
         Policy.__init__(self, action_space)
-        missing = [key for key in self.needs if key not in observation_space.spaces]
-        if missing:
-            raise VLNR1Error(
-                f"{type(self).__name__} needs the observation {', '.join(missing)}; add its lab sensor to "
-                "habitat.task.lab_sensors and its name to habitat.gym.obs_keys"
-            )
-        if getattr(action_space, "n", None) != len(Action):
-            raise VLNR1Error(f"{type(self).__name__} needs the {len(Action)} VLN actions, got {action_space}")
+        check_spaces(type(self).__name__, self.needs, observation_space, action_space)
         # Habitat's updater reads the device from the first parameter and optimises what requires a gradient.
         self._device_marker = nn.Parameter(torch.empty(0), requires_grad=False)
 
@@ -93,6 +87,20 @@ class ScriptedPolicy(nn.Module, Policy):
         return PolicyActionData(
             rnn_hidden_states=rnn_hidden_states, actions=actions.unsqueeze(1), policy_info=self.said(observations)
         )
+
+
+def check_spaces(
+    name: str, needs: Iterable[str], observation_space: spaces.Dict, action_space: spaces.Space
+) -> None:
+    """ValueError when an observation that policy `name` needs is missing, or the action space is another one."""
+    missing = [key for key in needs if key not in observation_space.spaces]
+    if missing:
+        raise VLNR1Error(
+            f"{name} needs the observation {', '.join(missing)}; add its lab sensor to habitat.task.lab_sensors and "
+            "its name to habitat.gym.obs_keys"
+        )
+    if getattr(action_space, "n", None) != len(Action):
+        raise VLNR1Error(f"{name} needs the {len(Action)} VLN actions, got {action_space}")
 
 
 @baseline_registry.register_policy

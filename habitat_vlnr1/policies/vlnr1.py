@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import make_decoder
+from habitat_vlnr1.config import check_checkpoint, make_decoder
 from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.obs_transform import memory_frames
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, MEMORY, MEMORY_STEPS, decode_text
-from habitat_vlnr1.policies.scripted import ScriptedPolicy
+from habitat_vlnr1.policies.scripted import ScriptedPolicy, check_spaces
 
 if TYPE_CHECKING:  # Transformers takes seconds to import, and every Habitat run registers this module.
     from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
@@ -81,17 +81,19 @@ class VLNR1Policy(ScriptedPolicy):
     def from_config(
         cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space, **kwargs: Any
     ) -> VLNR1Policy:
-        from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint, resolve
-
-        named = config.vlnr1.checkpoint
-        path = resolve(named) if named else newest_checkpoint(config.habitat_baselines.checkpoint_folder)
-        if path is None:
-            raise MissingFileError(
-                f"no checkpoint in {config.habitat_baselines.checkpoint_folder}: train first, or name one with "
-                "vlnr1.checkpoint=<folder or hub id>"
-            )
+        path = checkpoint_of(config)
         decoder = make_decoder(config, path)
-        return cls(observation_space, action_space, decoder, config.vlnr1.decoding.execute_horizon, str(path))
+        return cls(observation_space, action_space, decoder, config.vlnr1.decoding.execute_horizon, path)
+
+    @classmethod
+    def check_config(cls, config: DictConfig, observation_space: spaces.Dict, action_space: spaces.Space) -> None:
+        """What `from_config` would find wrong, as far as can be told without loading the model.
+
+        Raises:
+            VLNR1Error: what is wrong.
+        """
+        check_spaces(cls.__name__, cls.needs, observation_space, action_space)
+        check_checkpoint(config, checkpoint_of(config))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -101,6 +103,10 @@ class VLNR1Policy(ScriptedPolicy):
             "execute_horizon": self.execute_horizon,
             **self.decoder.identity,
         }
+
+    def waiting(self, observations: dict[str, Tensor]) -> list[bool]:
+        """For each environment whether it has no action planned, so that acting there asks the model."""
+        return [self._planned(*clock) is None for clock in observations[CLOCK].tolist()]
 
     def actions(self, observations: dict[str, Tensor]) -> list[int]:
         self._ask(observations)
@@ -168,6 +174,24 @@ class BlindVLNR1Policy(VLNR1Policy):
 
     def _see(self, frames: Sequence[Any]) -> Sequence[Any]:
         return [frame * 0 for frame in frames]
+
+
+def checkpoint_of(config: DictConfig) -> str:
+    """The checkpoint that is evaluated: `vlnr1.checkpoint`, or the newest of the run.
+
+    Raises:
+        MissingFileError: there is none.
+    """
+    from habitat_vlnr1.lvlm.checkpoint import newest_checkpoint, resolve
+
+    named = config.vlnr1.checkpoint
+    path = resolve(named) if named else newest_checkpoint(config.habitat_baselines.checkpoint_folder)
+    if path is None:
+        raise MissingFileError(
+            f"no checkpoint in {config.habitat_baselines.checkpoint_folder}: train first, or name one with "
+            "vlnr1.checkpoint=<folder or hub id>"
+        )
+    return path
 
 
 def prompt_of(observations: dict[str, Tensor], row: int) -> Prompt:

@@ -104,7 +104,11 @@ class VLNR1Trainer(PPOTrainer):
     envs: Any  # of VLNVectorEnvFactory, with left_out
 
     def __init__(self, config: DictConfig | None = None):
+        if "SLURM_JOBID" in os.environ:  # Habitat asks for these, which a shell of salloc does not have
+            for name, alone in {"SLURM_LOCALID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}.items():
+                os.environ.setdefault(name, alone)
         super().__init__(config)
+        self._is_distributed = False  # Habitat would refuse to evaluate; ours divides the episodes
         import_modules(self.config)
         check_settings(self.config)
         if not self.config.vlnr1.dry_run:

@@ -87,7 +87,7 @@ class DAggerTrainer(VLNR1Trainer):
                 assert newest is not None, "a training saves at its last step"
                 start = newest
         leave_processes(state)
-        if state.is_main_process and self.config.vlnr1.sft.evaluate:
+        if self.config.vlnr1.sft.evaluate:
             self.eval()
 
 

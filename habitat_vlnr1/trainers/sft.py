@@ -43,5 +43,5 @@ class SFTTrainer(VLNR1Trainer):
             state.wait_for_everyone()
             fit(self.config, starting_model(self.config, records), records)
         leave_processes(state)
-        if state.is_main_process and self.config.vlnr1.sft.evaluate:
+        if self.config.vlnr1.sft.evaluate:
             self.eval()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.jpeg import encode_jpeg
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT, decode_text
 from habitat_vlnr1.records import Episode
 from habitat_vlnr1.results import LeftOut
@@ -55,13 +56,6 @@ class Walk:
             self.strayed = max(self.strayed, math.dist(position, locations[-1]))
         elif len(locations) == self.recorded.actions.count(Action.FORWARD) + 1:  # VLN-CE's have one per forward step
             self.strayed = max(self.strayed, math.dist(position, locations[forwards]))
-
-
-def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
-    """uint8 [H, W, 3 or 4] to JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb[..., :3]).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def encode_depth(depth: np.ndarray) -> bytes:

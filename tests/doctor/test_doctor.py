@@ -15,10 +15,10 @@ from habitat_vlnr1.doctor import environment, model_data
 from habitat_vlnr1.doctor.findings import ERROR, OK, WARNING, guarded
 from habitat_vlnr1.doctor.task_data import TaskData, glb_problem
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.jpeg import encode_jpeg
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.records import Episode
 from habitat_vlnr1.trainers.doctor import examine
-from habitat_vlnr1.trainers.walks import encode_jpeg
 from tests.paths import CONFIGS
 
 R2R = Path("data/datasets/R2R_VLNCE_v1-3_preprocessed")

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from habitat_vlnr1.doctor.model_sizes import Memory, Size, activations, architecture, empty_model, training_memory
 from habitat_vlnr1.doctor.planning import make_plan, print_plan
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.jpeg import encode_jpeg
 from habitat_vlnr1.records import Episode
-from habitat_vlnr1.trainers.walks import encode_jpeg
 from tests.paths import CONFIGS
 
 PARAMETERS = {"qwen2_vl_2b": 2_208_985_600, "qwen2_vl_7b": 8_291_375_616}  # of the released checkpoints

@@ -1,6 +1,7 @@
 """The evaluator on toy environments: every episode exactly once, whatever pauses, resumes or fails."""
 
 import gzip
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from omegaconf import OmegaConf
 
 import habitat_vlnr1.policies.mixture  # noqa: F401  # registers MixturePolicy
+from habitat_vlnr1.config import evaluation_shard
+from habitat_vlnr1.episode_log import EpisodeLog, episode_line, read_episodes
 from habitat_vlnr1.evaluation.evaluator import VLNR1Evaluator, choose_episodes
 from habitat_vlnr1.policies.mixture import MixturePolicy
 from habitat_vlnr1.policies.scripted import ForwardOnlyPolicy, OraclePolicy, RandomPolicy
-from habitat_vlnr1.results import LeftOut, ResultsError, read_episodes
+from habitat_vlnr1.results import LeftOut, ResultsError
 
 SPACE = spaces.Dict(
     {
@@ -26,6 +29,7 @@ SPACE = spaces.Dict(
     }
 )
 FOUR = spaces.Discrete(4)
+ROLLOUTS = itertools.count(1)
 
 
 class Corridor:
@@ -70,7 +74,7 @@ class Corridor:
         return {"free": np.ones((20, 40), bool), "origin": [-1.0, -0.5], "meters_per_pixel": 0.05}
 
     def reset(self):
-        self.at, self.x, self.steps, self.rollout = (self.at + 1) % len(self.kept), 0, 0, self.rollout + 1
+        self.at, self.x, self.steps, self.rollout = (self.at + 1) % len(self.kept), 0, 0, next(ROLLOUTS)
         return self.observe()
 
     def observe(self):
@@ -99,7 +103,7 @@ class Envs:
     """Habitat's VectorEnv over corridors, in this process."""
 
     def __init__(self, *workers):
-        self.awake, self.paused = list(workers), []
+        self.awake, self.paused, self.sent = list(workers), [], {}
         self.observation_spaces = [SPACE for _ in workers]
 
     @property
@@ -112,8 +116,11 @@ class Envs:
     def reset(self):
         return [worker.reset() for worker in self.awake]
 
-    def step(self, actions):
-        return [worker.step(action) for worker, action in zip(self.awake, actions, strict=True)]
+    def async_step_at(self, index, action):
+        self.sent[index] = action
+
+    def wait_step_at(self, index):
+        return self.awake[index].step(self.sent.pop(index))
 
     def post_step(self, observations):
         return observations
@@ -147,7 +154,7 @@ def make_config(folder, policies, **changes):
         "vlnr1": {
             "task": {"name": "corridors"},
             "protocol": {"name": "toy", "forward_step": 0.25, "turn_angle": 30, "success_distance": 0.5},
-            "eval": {"policies": policies, "forward_steps": 3, "videos": 0},
+            "eval": {"policies": policies, "forward_steps": 3, "videos": 0, "shard": None, "num_shards": None},
             "memory": {"strategy": "uniform"},
             "results_dir": str(folder),
         },
@@ -161,7 +168,7 @@ class Scalars(dict):
 
 
 def evaluate(config, envs, policy=None, transforms=()):
-    agent = SimpleNamespace(actor_critic=policy, agent_name="main_agent", eval=lambda: None)
+    agent = SimpleNamespace(actor_critic=policy or torch.nn.Identity(), agent_name="main_agent", eval=lambda: None)
     spec = SimpleNamespace(observation_space=SPACE, action_space=FOUR)
     scalars = Scalars()
     summaries = VLNR1Evaluator().evaluate_agent(
@@ -321,6 +328,108 @@ def test_chosen_episodes_do_not_depend_on_the_environments():
     assert [len(half) for half in halves] == [15, 15] and not set(halves[0]) & set(halves[1])
     with pytest.raises(ValueError, match="test_episode_count"):
         choose_episodes(one, 0)
+
+
+class Planner(OraclePolicy):
+    """An oracle that is asked for three actions at once; its plans may only be read, not made, between questions."""
+
+    def __init__(self):
+        super().__init__(SPACE, FOUR)
+        self.plans, self.asked = {}, []
+
+    def _left(self, rollout, step):
+        made, actions = self.plans.get(rollout, (0, []))
+        return actions[step - made :]
+
+    def waiting(self, observations):
+        return [not self._left(*clock) for clock in observations["vlnr1_clock"].tolist()]
+
+    def actions(self, observations):
+        clocks = observations["vlnr1_clock"].tolist()
+        new = [row for row, waits in enumerate(self.waiting(observations)) if waits]
+        self.asked += [len(new)] if new else []
+        for row in new:
+            rollout, step = clocks[row]
+            self.plans[rollout] = step, [int(observations["vlnr1_expert"][row, 0]), 1, 1]
+        return [self._left(*clock)[0] for clock in clocks]
+
+
+def test_environments_wait_to_be_answered_together(tmp_path):
+    """Goals two steps apart, so plans end at different times; a plan overshoots, and its episode ends by the limit."""
+    goals = [{("a", n): 3 * n for n in range(1, 4)}, {("b", n): 4 for n in range(3)}, {("c", n): 6 for n in range(3)}]
+    together = Planner()
+    evaluate(make_config(tmp_path / "3", {"model": "Model"}), Envs(*map(Corridor, goals)), together)
+    for number, alone in enumerate(goals):
+        evaluate(make_config(tmp_path / f"alone{number}", {"model": "Model"}), Envs(Corridor(alone)), Planner())
+    walks = [line["actions"] for number in range(3) for line in lines(tmp_path / f"alone{number}", "model")]
+    assert sorted(walks) == sorted(line["actions"] for line in lines(tmp_path / "3", "model"))
+    assert sum(together.asked) / len(together.asked) > 2.5
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_processes_divide_the_episodes_and_the_last_one_has_the_table(tmp_path, count, capsys):
+    policies = {"forward_only": "ForwardOnlyPolicy", "random": "RandomPolicy"}
+    (whole, _) = evaluate(make_config(tmp_path / "one", policies), two_environments())
+    capsys.readouterr()
+    for shard in reversed(range(count)):
+        place = {"vlnr1.eval.shard": shard, "vlnr1.eval.num_shards": count}
+        summaries, scalars = evaluate(make_config(tmp_path / "many", policies, **place), two_environments())
+        through = sum(len(read_episodes(file)) for file in (tmp_path / "many/random/val").glob("episodes*.jsonl"))
+        assert ("| random" in capsys.readouterr().out) == bool(summaries) == (through == 4)
+    assert scalars["eval_random/SR"] == whole["random"]["SR"]
+    for name in policies:
+        folder = tmp_path / "many" / name / "val"
+        assert sorted(path.name for path in folder.glob("*.json*")) == ["episodes.jsonl", "run.json", "summary.json"]
+        one, many = ({k: v for k, v in s[name].items() if k != "seconds"} for s in (whole, summaries))
+        assert one == many
+
+
+def test_an_evaluation_goes_on_with_another_number_of_processes(tmp_path):
+    config = make_config(tmp_path, {"model": "Model"})
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, two_environments(), Breaking(SPACE, FOUR))
+    for shard in (0, 1):
+        place = {"vlnr1.eval.shard": shard, "vlnr1.eval.num_shards": 3}  # the third one never comes
+        evaluate(make_config(tmp_path, {"model": "Model"}, **place), two_environments(), OraclePolicy(SPACE, FOUR))
+    assert len(list((tmp_path / "model/val").glob("episodes*.jsonl"))) == 3
+    summaries, _ = evaluate(config, two_environments(), OraclePolicy(SPACE, FOUR))
+    assert summaries["model"]["episodes"] == len(lines(tmp_path, "model")) == 4
+
+
+def test_an_episode_with_two_results_is_named(tmp_path):
+    config = make_config(tmp_path, {"oracle": "OraclePolicy"})
+    evaluate(config, two_environments())
+    line = lines(tmp_path, "oracle")[0]
+    other = json.dumps({**line, "seconds": line["seconds"] + 1})
+    (tmp_path / "oracle/val/episodes-0-of-2.jsonl").write_text(other + "\n")
+    with pytest.raises(ResultsError, match=r"episodes.jsonl: episode \d+ of \w was evaluated twice"):
+        evaluate(config, two_environments())
+
+
+@pytest.mark.parametrize("shard, count, why", [(0, None, "give both"), (2, 2, "shards count from 0 to num_shards")])
+def test_a_shard_that_there_is_not_is_refused(tmp_path, shard, count, why):
+    place = {"vlnr1.eval.shard": shard, "vlnr1.eval.num_shards": "null" if count is None else count}
+    with pytest.raises(ValueError, match=why):
+        evaluate(make_config(tmp_path, {"oracle": "OraclePolicy"}, **place), two_environments())
+
+
+def test_the_place_among_torchruns_processes_is_the_shard(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert evaluation_shard(make_config(tmp_path, {})) == (1, 4)
+
+
+def test_what_a_simulator_died_of_in_another_process_is_in_the_summary(tmp_path):
+    line = {"scene_id": "a", "episode_id": "1", "steps": 1, "invalid_answers": 0, "seconds": 1.0}
+    first, second = (EpisodeLog(tmp_path, {}, shard, 2) for shard in (0, 1))
+    first.append(episode_line({"SR": 1.0}, **line))
+    first.give_up([LeftOut("2", "a", "died")])
+    first.close()
+    assert first.gather(["a:1", "a:2", "a:3"]) is None
+    second.append(episode_line({"SR": 1.0}, **{**line, "episode_id": "3"}))
+    second.close()
+    assert second.gather(["a:1", "a:2", "a:3"]) == [LeftOut("2", "a", "died")]
+    assert [line["episode_id"] for line in read_episodes(tmp_path / "episodes.jsonl")] == ["1", "3"]
 
 
 def test_fewer_episodes_than_environments(tmp_path):

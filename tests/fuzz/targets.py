@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from habitat_vlnr1.actions import ActionSpace, read_letters
+from habitat_vlnr1.episode_log import EpisodeLog, episode_line
 from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.interchange.card import card
@@ -26,7 +27,7 @@ from habitat_vlnr1.interchange.submission import KINDS, write_submission
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import Episode, VLNEgo
-from habitat_vlnr1.results import EpisodeLog, episode_line, read_summary, summarise, table
+from habitat_vlnr1.results import read_summary, summarise, table
 
 MEMORY = make_memory("long_short")
 PROTOCOL = {"name": "embedded", "forward_step": 0.25, "turn_angle": 30}

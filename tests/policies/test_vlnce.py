@@ -33,6 +33,13 @@ NET = {
     "vocabulary_size": 20, "word_size": 5, "instruction_size": 7, "hidden_size": 16,
 }  # fmt: skip
 TRANSFORM = LongShortMemory(make_memory("uniform", budget=3))
+
+
+def forget():
+    for rollout in TRANSFORM.frames.rollouts:
+        TRANSFORM.frames.drop(rollout)
+
+
 POLICIES = {
     "seq2seq": (Seq2SeqPolicy, Seq2SeqNet, []),
     "cma": (CMAPolicy, CMANet, []),
@@ -82,11 +89,11 @@ def test_whole_episodes_give_what_single_steps_give(name):
     """Teacher forcing over sequences of unequal length is what the policy would do step by step."""
     policy = make(name)
     episodes = [episode(0, 5), episode(1, 2), episode(2, 4)]
-    TRANSFORM._frames.clear()
+    forget()
     with torch.no_grad():
         whole = imitation(name, policy).logits(join(episodes))
         for one, expected in zip(episodes, whole.split([5, 2, 4]), strict=True):
-            TRANSFORM._frames.clear()
+            forget()
             hidden, previous = torch.zeros(1, *policy.hidden_state_shape), torch.zeros(1, 1, dtype=torch.long)
             for step, action in enumerate(one["actions"]):
                 seen = {key: value[step : step + 1] for key, value in one.items() if key not in ("actions", "taught")}
@@ -99,7 +106,7 @@ def test_whole_episodes_give_what_single_steps_give(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_teaching_two_episodes_learns_them(name):
-    TRANSFORM._frames.clear()
+    forget()
     policy = make(name).train()
     trainer, batch = imitation(name, policy), join([episode(0, 5), episode(1, 4), episode(2, 1)])
     first = trainer.update(batch)["loss"]

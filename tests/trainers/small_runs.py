@@ -8,6 +8,7 @@ from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.jpeg import encode_jpeg
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode
@@ -15,7 +16,6 @@ from habitat_vlnr1.trainers.fitting import check_start, open_records
 from habitat_vlnr1.trainers.rft_fit import Recorded
 from habitat_vlnr1.trainers.rft_fit import fit as fit_rft
 from habitat_vlnr1.trainers.sft_fit import fit, starting_model
-from habitat_vlnr1.trainers.walks import encode_jpeg
 from tests.paths import CONFIGS
 
 SPACE = ActionSpace(0.5, 30)

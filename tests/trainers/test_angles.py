@@ -12,10 +12,10 @@ from habitat_baselines.config.default import get_config
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.config import check_sources
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.jpeg import encode_jpeg
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode, RecordError
-from habitat_vlnr1.trainers.walks import encode_jpeg
 from tests.paths import CONFIGS
 
 RECORDED = {"name": "embedded", "forward_step": 0.5, "turn_angle": 30}

@@ -8,9 +8,9 @@ from habitat_baselines.config.default import get_config
 from habitat_baselines.run import execute_exp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from habitat_vlnr1.episode_log import read_episodes
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth
 from habitat_vlnr1.records import RecordError, VLNEgo
-from habitat_vlnr1.results import read_episodes
 from tests.paths import CONFIGS
 
 pytest.importorskip("habitat_embedded_sim")
