@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForImageTextToText,
     PretrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -204,28 +205,45 @@ def build_tiny(
 
 def build_shape(
     config: PretrainedConfig,
-    texts: Iterable[str],
+    texts: Iterable[str] = (),
     *,
     space: ActionSpace,
     image_size: int,
     dtype: str = "bfloat16",
     seed: int = 0,
-) -> tuple[PreTrainedModel, Qwen2VLProcessor]:
+    processor: ProcessorMixin | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A Qwen-VL of a given shape with random weights, for trials of what such a model takes; it has learned nothing.
 
-    Its vocabulary is as large as the real one, but the tokenizer knows the words of `texts` alone: its prompts are
-    somewhat shorter than the real one's, its frames and logits the same.
+    Without its own processor its vocabulary is as large as the real one, but the tokenizer knows the words of `texts`
+    alone: its prompts are somewhat shorter than the real one's, its frames and logits the same.
 
     Args:
-        config: of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL; the numbers of special tokens are set to the tokenizer's.
+        config: of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
         texts: what the model will read.
-        image_size: frames have at most so many pixels a side.
+        image_size: frames have at most so many pixels a side; a real processor keeps its own limit.
+        processor: the model's own, where it is there.
 
     Raises:
         VLNR1Error: the words do not fit into the config's vocabulary.
     """
-    tokenizer = build_tokenizer([*texts, *space.options(), "A", "B", "C", "D"], space)
     config = copy.deepcopy(config)
+    if processor is None:
+        tokenizer = build_tokenizer([*texts, *space.options(), "A", "B", "C", "D"], space)
+        _number_tokens(config, tokenizer)
+        processor = _processor(tokenizer, image_size, config.vision_config.patch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    tokens: Any = processor
+    assert model.generation_config is not None, "a model that generates has one"
+    model.generation_config.eos_token_id = tokens.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokens.tokenizer.pad_token_id
+    return model.eval(), processor
+
+
+def _number_tokens(config: PretrainedConfig, tokenizer: Qwen2Tokenizer) -> None:
+    """Give a config a tokenizer's numbers of special tokens; its vocabulary stays as large as it is."""
     text = config.get_text_config()
     if len(tokenizer) > text.vocab_size:
         raise VLNR1Error(f"a vocabulary of {text.vocab_size} is too small for {len(tokenizer)} words")
@@ -234,13 +252,6 @@ def build_shape(
         setattr(config, name, token(piece))
     text.bos_token_id = text.pad_token_id = token("<|endoftext|>")
     text.eos_token_id = token("<|im_end|>")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
-    assert model.generation_config is not None, "a model that generates has one"
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), _processor(tokenizer, image_size, config.vision_config.patch_size)
 
 
 def _config(size: TinySize, tokenizer: Qwen2Tokenizer, initializer_range: float) -> Qwen2VLConfig:
