@@ -8,8 +8,10 @@ these packages take seconds.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,9 +38,12 @@ if TYPE_CHECKING:
 
     Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-SFT_KEYS = ("evaluate", "keep_straight", "steps_per_row")
+SFT_KEYS = ("evaluate", "global_batch_size", "keep_straight", "steps_per_row")
 """Keys of `vlnr1.sft` that are not TRL's."""
-RFT_KEYS = ("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate")
+RFT_KEYS = (
+    *("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate"),
+    "global_batch_size",
+)
 """Keys of `vlnr1.rft` that are not TRL's."""
 FIXED = {
     "output_dir": "take habitat_baselines.checkpoint_folder",
@@ -54,6 +59,11 @@ FIXED = {
     "model_init_kwargs": "vlnr1.model has what is loaded",
 }
 """TRL's arguments that are decided elsewhere."""
+NO_MASTERS = (
+    "{dtype} weights would be trained in place, and a step below 1/256 of a weight is rounded away: take "
+    "vlnr1/deepspeed=zero2 or zero3 with vlnr1.{stage}.bf16=true, which keep float32 masters (torchrun, one GPU is "
+    "enough), or vlnr1.model.dtype=float32, or vlnr1.model.lora"
+)
 ROLLOUTS = ("grammar", "trl")
 TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What TRL calls every reward with."""
@@ -157,7 +167,19 @@ def trained_card(
     """
     folder = folder or Path(config.habitat_baselines.checkpoint_folder) / "checkpoint"
     began = None if start is None else origin(start, folder)
-    return model_card(config, stage=stage, start=began, data=list(config.vlnr1.data.sources), **made_with)
+    card = model_card(config, stage=stage, start=began, data=list(config.vlnr1.data.sources), **made_with)
+    return replace(card, jpeg_quality=jpeg_quality(config))
+
+
+def jpeg_quality(config: DictConfig) -> int:
+    """That of the frames which training reads: the first exported source says it, else what an export will write."""
+    data = config.vlnr1.data
+    for source in dict.fromkeys([*data.sources, *(data.get("rft_records") or ())]):
+        meta = Path(data.root) / source / "train" / "meta.json"
+        quality = read_meta(meta).get("jpeg_quality") if meta.is_file() else None
+        if isinstance(quality, int):
+            return quality
+    return config.vlnr1.export.jpeg_quality
 
 
 # -------------------------------------------------------------------------------------------------- data and policies
@@ -204,7 +226,8 @@ def check_sources(config: DictConfig, folders: Iterable[tuple[str, str]], *, mis
                 continue
             raise RecordError(
                 f"{root}: source {source} is not exported, and only vlnr1.data.source is by itself: run "
-                f"--config-name=vlnr1_export vlnr1/task=<its task> first, or take it out of vlnr1.data"
+                f"--config-name=vlnr1_export vlnr1/task=<its task> vlnr1/protocol={config.vlnr1.protocol.name} "
+                f"'vlnr1.export.splits=[{split}]' first, or take it out of vlnr1.data"
             )
         meta = read_meta(root / "meta.json")  # of the rest there may be half, where an export was stopped
         space = recorded_space(root / "meta.json", meta)
@@ -289,7 +312,11 @@ def registered_policy(place: str, name: str) -> type[Policy]:
 
 
 def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
-    """Load a checkpoint and make what asks it, after checking that it fits the simulator's steps and angles."""
+    """Load a checkpoint and make what asks it, after checking that it fits the simulator's steps and angles.
+
+    It goes to `habitat_baselines.torch_gpu_id`, where there is a GPU.
+    """
+    import torch
     from habitat.core.logging import logger
 
     from habitat_vlnr1.lvlm import checkpoint
@@ -297,12 +324,15 @@ def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
 
     decoding = config.vlnr1.decoding
     card = check_checkpoint(config, path)
-    for difference in checkpoint.differences(card, **asked_with(config)):  # to compare is allowed, to overlook it not
+    asked = {**asked_with(config), "jpeg_quality": config.vlnr1.export.jpeg_quality}
+    for difference in checkpoint.differences(card, **asked):  # to compare is allowed, to overlook it not
         logger.warning(f"{path}: {difference}")
     return load_decoder(
         path,
         model_card(config),
         dtype=config.vlnr1.model.dtype,
+        device=torch.device("cuda", config.habitat_baselines.torch_gpu_id) if torch.cuda.is_available() else None,
+        attn_implementation=config.vlnr1.model.attn_implementation,
         temperature=decoding.temperature,
         constrained=decoding.constrained,
         seed=config.habitat.seed,
@@ -382,8 +412,50 @@ def rft_arguments(config: DictConfig) -> trl.GRPOConfig:
     drawn = config.vlnr1.data.rft_records
     if not OmegaConf.is_dict(drawn):
         raise VLNR1Error(f"vlnr1.data.rft_records is {drawn}: name the sources, such as {{embedded: 4000}}")
-    weights = [float(reward.weight) for reward in config.vlnr1.rft.rewards]
+    rft = config.vlnr1.rft
+    if rft.get("ds3_gather_for_generation") is False and (rft.online is not None or rft.rollout == "grammar"):
+        raise VLNR1Error(
+            "vlnr1.rft.ds3_gather_for_generation=false: the processes' rollouts take different numbers of forward "
+            "passes, and would wait for each other for ever: leave the key out, or take vlnr1.rft.rollout=trl"
+        )
+    weights = [float(reward.weight) for reward in rft.rewards]
     return _arguments(config, trl.GRPOConfig, "rft", RFT_KEYS, reward_weights=weights)
+
+
+def processes() -> int:
+    """How many processes torchrun has started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def accumulation(config: DictConfig, stage: str, devices: int) -> int:
+    """Micro-batches of an optimizer step of `vlnr1.<stage>`: as many as make `global_batch_size` rows on so many
+    devices, or, where that is null, `gradient_accumulation_steps`.
+
+    Raises:
+        ValueError: they do not make it, or both keys are null, or do not agree.
+    """
+    options = config.vlnr1[stage]
+    rows, given, wanted = (
+        options[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size")
+    )
+    if wanted is None:
+        if given is None:
+            raise VLNR1Error(f"vlnr1.{stage}: gradient_accumulation_steps and global_batch_size are null: give one")
+        return given
+    if wanted % (rows * devices) or given not in (None, wanted // (rows * devices)):
+        accumulated = "" if given is None else f" × {given} accumulated"
+        raise VLNR1Error(
+            f"vlnr1.{stage}.global_batch_size is {wanted}, but {rows} rows per device{accumulated} × {devices} "
+            "processes do not make it: take another number of processes or per_device_train_batch_size, leave "
+            "gradient_accumulation_steps null, or say with global_batch_size how many rows a step shall have"
+        )
+    return wanted // (rows * devices)
+
+
+def batch_text(config: DictConfig, stage: str) -> str:
+    """`'64 rows a step: 2 × 4 accumulated × 8 processes'`."""
+    parts = config.vlnr1[stage].per_device_train_batch_size, accumulation(config, stage, processes()), processes()
+    return f"{math.prod(parts)} rows a step: {parts[0]} × {parts[1]} accumulated × {parts[2]} processes"
 
 
 def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequence[str], **fixed: Any) -> Arguments:
@@ -405,7 +477,10 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
     for key in options:
         if key in FIXED or key in fixed:
             raise VLNR1Error(f"vlnr1.{stage}.{key} cannot be set: {FIXED.get(key, 'it is fixed here')}")
-    lora(config)
+    options["gradient_accumulation_steps"] = accumulation(config, stage, processes())
+    adapter, half = lora(config), config.vlnr1.model.dtype in ("bfloat16", "float16")
+    if half and adapter is None and not (options.get("deepspeed") and options.get("bf16")):
+        raise VLNR1Error(f"vlnr1.model.dtype: {NO_MASTERS.format(dtype=config.vlnr1.model.dtype, stage=stage)}")
     os.environ["TENSORBOARD_LOGGING_DIR"] = config.habitat_baselines.tensorboard_dir
     try:
         return kind(

@@ -12,6 +12,7 @@ from typing import Any
 
 from habitat_vlnr1.errors import RecordError
 from habitat_vlnr1.files import differences, drop_half_line, full_disk_is_said, is_text, write_first
+from habitat_vlnr1.frame_files import read_picture, write_pack
 from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.records import FORMAT, Episode, read_episode_lines, read_meta
 
@@ -20,11 +21,12 @@ class EpisodeWriter:
     """Writes a VLN-Ego folder episode by episode; stopping it at any moment loses at most the episode in hand.
 
     An episode's line is written after its frames, so a line means that the episode is whole. Opening an existing
-    folder drops a half-written last line and goes on; `done` then holds the finished episode ids.
+    folder drops a half-written last line and goes on; `done` then holds the finished episodes by id.
 
     Args:
         root: the folder.
-        meta: what is exported; an existing folder must have been made with the same.
+        meta: what is exported; an existing folder must have been made with the same. `packed` packs the frames of
+            each episode into one file.
         shard: names this process's file `episodes-<shard>.jsonl` when several write into one folder.
 
     Raises:
@@ -45,7 +47,9 @@ class EpisodeWriter:
     def _open(self, meta: dict[str, Any]) -> None:
         claim_folder(self.root / "meta.json", {"format": FORMAT, **meta}, "choose another vlnr1.data.source")
         drop_half_line(self.file)
-        self.done = {episode.episode_id for episode in read_episode_lines(self.file)} if self.file.exists() else set()
+        self._packed = bool(meta.get("packed"))
+        there = read_episode_lines(self.file) if self.file.exists() else ()
+        self.done = {episode.episode_id: episode for episode in there}
         self._lines = self.file.open("a", encoding="utf-8")
 
     def write(self, episode: Episode, jpegs: Sequence[bytes | Path], depths: Sequence[bytes] = ()) -> None:
@@ -54,11 +58,15 @@ class EpisodeWriter:
 
         Args:
             depths: encoded depth images of the same frames, or none.
+
+        An episode with the frames of another (`frames_of`), which is written already, brings none.
         """
-        if len(jpegs) != len(episode.actions):
-            raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if episode.episode_id in self.done:
             raise RecordError(f"episode {episode.episode_id} is already in {self.file}")
+        if episode.frames_of and (jpegs or depths or episode.frames_of not in self.done):
+            raise RecordError(f"episode {episode.episode_id}: the frames of {episode.frames_of} must be there before")
+        if not episode.frames_of and len(jpegs) != len(episode.actions):
+            raise RecordError(f"episode {episode.episode_id}: {len(jpegs)} frames, {len(episode.actions)} actions")
         if depths and len(depths) != len(episode.actions):
             raise RecordError(f"episode {episode.episode_id}: {len(depths)} depths, {len(episode.actions)} actions")
         line = json.dumps(episode.to_json(), ensure_ascii=False)
@@ -66,14 +74,18 @@ class EpisodeWriter:
             raise RecordError(f"episode {episode.episode_id}: info holds text that UTF-8 cannot write")
         with full_disk_is_said(self.root):
             self._write(episode, line, jpegs, depths)
-        self.done.add(episode.episode_id)
+        self.done[episode.episode_id] = episode
 
     def _write(self, episode: Episode, line: str, jpegs: Sequence[bytes | Path], depths: Sequence[bytes]) -> None:
-        (self.root / episode.frame(0)).parent.mkdir(parents=True, exist_ok=True)
-        for step, jpeg in enumerate(jpegs):
-            place_frame(jpeg, self.root / episode.frame(step))
-        for step, png in enumerate(depths):
-            place_frame(png, self.root / episode.depth(step))
+        pictures = {self.root / episode.frame(step): jpeg for step, jpeg in enumerate(jpegs)}
+        pictures |= {self.root / episode.depth(step): png for step, png in enumerate(depths)}
+        folder = self.root / episode.folder
+        if pictures and self._packed:
+            write_pack(folder, {path.name: picture_bytes(picture) for path, picture in pictures.items()})
+        elif pictures:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, picture in pictures.items():
+                place_frame(picture, path)
         self._lines.write(line + "\n")
         self._lines.flush()
 
@@ -84,8 +96,15 @@ class EpisodeWriter:
         self._lock.release()
 
 
+def picture_bytes(picture: bytes | Path) -> bytes:
+    """An encoded picture, given as it is or by the path of its frame."""
+    return picture if isinstance(picture, bytes) else read_picture(picture)
+
+
 def place_frame(jpeg: bytes | Path, target: Path) -> None:
     """Put a picture where it belongs: encoded bytes are written, a file is linked, or copied where it cannot be."""
+    if isinstance(jpeg, Path) and not jpeg.is_file():  # it lies in a pack
+        jpeg = read_picture(jpeg)
     target.unlink(missing_ok=True)  # it may be a link to a frame of another data set, which must not change
     if isinstance(jpeg, bytes):
         target.write_bytes(jpeg)

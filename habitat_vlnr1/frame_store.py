@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from habitat_vlnr1.jpeg import decode_jpeg, encode_jpeg
+from habitat_vlnr1.frame_files import decode_picture, encode_jpeg
 
 
 @dataclass
@@ -75,7 +75,7 @@ class FrameStore:
         assert isinstance(raw, bytes)
         if self.jpeg_quality is None:
             return np.frombuffer(raw, np.uint8).reshape(self._shape)
-        return decode_jpeg(raw)
+        return decode_picture(raw)
 
     def drop(self, rollout: int) -> None:
         """Forget a rollout; nothing happens where it is not known."""

@@ -4,12 +4,15 @@ A VLN-Ego folder holds episodes, not records:
 
     meta.json               what was exported: protocol, split, expert, format
     episodes*.jsonl         one line per episode (several files when the export was split over processes)
-    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step (and 0000.depth.png …, if depth was exported)
-    frames_checked.json     that every frame was once found whole, and for which episode lines
+    frames/<scene>/<episode_id>/0000.jpg …    one JPEG per step (and 0000.depth.png …, if depth was exported),
+                            or <episode_id>.zip with them in it (see `habitat_vlnr1.frame_files`)
+    frames_checked.json     how many episodes' frames were found whole, and for which episode lines
 
 `actions[i]` is the action taken at frame i, and the last one is STOP, so there are as many frames as actions. A
 record is a *view*, made when it is read: at frame i the model sees what the memory chooses of v_0 … v_{i-1}, and v_i;
 its answer is `actions[i : i+n]` padded with STOP. So memory, n and prompt can change without a new export.
+
+Episodes that were walked the same way have the same frames, which are stored once: `frames_of` names whose they are.
 
 A walk that was not the expert's (DAgger) carries `labels`: what the expert would have done from a step on. They are
 the answers then, and steps without one are no records.
@@ -22,15 +25,13 @@ Examples:
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,15 @@ from tqdm import tqdm
 
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
 from habitat_vlnr1.errors import RecordError, VLNR1Error
-from habitat_vlnr1.files import (
-    is_folder_name,
-    is_text,
-    parse_json,
-    read_json,
-    write_atomically,
-)
+from habitat_vlnr1.files import is_folder_name, is_text, parse_json, read_json, write_atomically
+from habitat_vlnr1.frame_files import check_jpeg
 from habitat_vlnr1.memory import Memory
 
 FORMAT = 1
 CHECK_THREADS = 16  # opening a file waits for the disk or the network, not for the processor
+CHECKED = "frames_checked.json"
+CHECK_PART = 1000  # episodes after which a check is remembered, and within which a fault ends it
 SPOT_CHECKS = 200
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG\r\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,7 @@ class Episode:
         descriptions: what each frame shows, in words; empty unless the export was asked for it.
         labels: the expert's next actions by step, up to its STOP or as many as were planned; empty where the expert
             itself has walked.
+        frames_of: the episode whose frames these are, walked the same way in the same scene; empty: its own.
     """
 
     episode_id: str
@@ -77,9 +74,10 @@ class Episode:
     info: dict[str, Any] = field(default_factory=dict)
     descriptions: tuple[str, ...] = ()
     labels: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    frames_of: str = ""
 
     def __post_init__(self) -> None:
-        for name in (self.episode_id, self.scene):
+        for name in (self.episode_id, self.scene, self.frames_of or self.episode_id):
             if not is_folder_name(name):
                 raise RecordError(f"episode {self.episode_id!r}: {name!r} cannot be a folder name")
         if not all(map(is_text, (self.instruction, *self.descriptions))) or not isinstance(self.info, dict):
@@ -102,13 +100,18 @@ class Episode:
                 f"episode {self.episode_id}: {len(self.descriptions)} descriptions for {len(self.actions)} frames"
             )
 
+    @property
+    def folder(self) -> str:
+        """Path of the frames' folder relative to that of the data; where they are packed, `.zip` follows it."""
+        return f"frames/{self.scene}/{self.frames_of or self.episode_id}"
+
     def frame(self, step: int) -> str:
         """Path of frame `step` relative to the folder."""
-        return f"frames/{self.scene}/{self.episode_id}/{step:04d}.jpg"
+        return f"{self.folder}/{step:04d}.jpg"
 
     def depth(self, step: int) -> str:
         """Path of the depth image of frame `step`: 16-bit PNG, 65535 for a normalised depth of 1, if exported."""
-        return f"frames/{self.scene}/{self.episode_id}/{step:04d}.depth.png"
+        return f"{self.folder}/{step:04d}.depth.png"
 
     @property
     def steps(self) -> Sequence[int]:
@@ -152,7 +155,7 @@ class Episode:
     def to_json(self) -> dict[str, Any]:
         """The line's content; the inverse of `from_json`."""
         row = asdict(self)
-        for optional in ("descriptions", "labels"):
+        for optional in ("descriptions", "labels", "frames_of"):
             if not row[optional]:
                 del row[optional]
         return row
@@ -218,7 +221,23 @@ class VLNEgo:
                 episodes[episode.episode_id] = episode
         if not episodes:
             raise RecordError(f"{self.root}: no episodes; run --config-name=vlnr1_export to fill it")
+        for episode in episodes.values():
+            if episode.frames_of:
+                self._check_owner(episode, episodes.get(episode.frames_of))
         return list(episodes.values())
+
+    def _check_owner(self, episode: Episode, owner: Episode | None) -> None:
+        """RecordError where an episode does not have the frames that it names."""
+        what = f"{self.root}: episode {episode.episode_id} has the frames of episode {episode.frames_of}"
+        if owner is None:
+            raise RecordError(f"{what}, which is not in the folder: export again")
+        if (owner.frames_of, owner.scene, len(owner.actions)) != ("", episode.scene, len(episode.actions)):
+            raise RecordError(f"{what}, which was walked otherwise: delete its line and export again")
+
+    @property
+    def walked(self) -> list[Episode]:
+        """The episodes that have frames of their own, from which the others' are taken."""
+        return [episode for episode in self.episodes if not episode.frames_of]
 
     @property
     def space(self) -> ActionSpace | None:
@@ -228,26 +247,40 @@ class VLNEgo:
     def check_frames(self) -> None:
         """Find missing or cut frames before training starts.
 
-        Every file's two ends are looked at once; `frames_checked.json` remembers it for these episode lines, and later
-        calls look at the first frames of 200 episodes spread over the folder. A frame that is damaged after that is
-        named when it is read. Where the folder cannot be written, nothing is remembered.
+        Every frame's two ends are looked at once; `frames_checked.json` remembers it for these episode lines, so that
+        a check that was stopped goes on, and later calls look at the first frames of 200 episodes spread over the
+        folder. A frame that is damaged after that is named when it is read. Where the folder cannot be written,
+        nothing is remembered.
         """
-        stamp = self.root / "frames_checked.json"
-        files = sorted(self.root.glob("episodes*.jsonl"))
-        lines = json.dumps({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
-        if stamp.is_file() and stamp.read_bytes() == lines.encode():
-            for episode in self.episodes[:: len(self.episodes) // SPOT_CHECKS + 1]:
+        walked = self.walked
+        lines, seen = self._checked()
+        if seen == len(walked):
+            for episode in walked[:: len(walked) // SPOT_CHECKS + 1]:
                 check_jpeg(self.root / episode.frame(0))
             return
-        total = sum(len(episode.actions) for episode in self.episodes)
+        total = sum(len(episode.actions) for episode in walked)
         bar = tqdm(total=total, desc=f"checking frames of {self.root}", unit="frame", disable=total < 10_000)
+        bar.update(sum(len(episode.actions) for episode in walked[:seen]))
+        writable = os.access(self.root, os.W_OK)
         with bar, ThreadPoolExecutor(CHECK_THREADS) as pool:
-            episodes = iter(self.episodes)
-            while part := list(islice(episodes, 1000)):  # a fault ends the check within so many episodes
+            for start in range(seen, len(walked), CHECK_PART):
+                part = walked[start : start + CHECK_PART]
                 for episode, _ in zip(part, pool.map(self._check_episode, part), strict=True):
                     bar.update(len(episode.actions))
-        if os.access(self.root, os.W_OK):
-            write_atomically(stamp, lines.encode())
+                if writable:
+                    checked = {"lines": lines, "episodes": start + len(part)}
+                    write_atomically(self.root / CHECKED, json.dumps(checked).encode())
+
+    def _checked(self) -> tuple[dict[str, list[int]], int]:
+        """Size and time of the files of episode lines, and how many episodes' frames were found whole with these."""
+        files = sorted(self.root.glob("episodes*.jsonl"))
+        lines = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+        try:
+            stamp = json.loads((self.root / CHECKED).read_bytes())
+            seen = stamp["episodes"] if stamp["lines"] == lines else 0
+        except (OSError, ValueError, KeyError, TypeError):  # it only saves time
+            return lines, 0
+        return lines, seen if type(seen) is int and seen >= 0 else 0
 
     def _check_episode(self, episode: Episode) -> None:
         for step in range(len(episode.actions)):
@@ -361,7 +394,8 @@ def keep_some(num_actions: int, keep_straight: float, seed: int) -> Callable[[Ep
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Counts of an export: episodes, records and how often each action was done.
 
-    Where walks are labelled (DAgger) also how often each action is `taught`, as the first of an answer.
+    Where walks are labelled (DAgger) also how often each action is `taught`, as the first of an answer; where episodes
+    share their frames, how many `walks` have frames of their own.
     """
     counts = {
         "episodes": len(episodes),
@@ -370,6 +404,9 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
     if any(episode.labels for episode in episodes):
         counts["taught"] = _histogram(episode.answer(step, 1)[0] for episode in episodes for step in episode.steps)
+    walks = sum(not episode.frames_of for episode in episodes)
+    if walks < len(episodes):
+        counts["walks"] = walks
     return counts
 
 
@@ -388,34 +425,6 @@ def read_episode_lines(file: Path) -> Iterator[Episode]:
                 yield Episode.from_json(row)
             except RecordError as error:
                 raise RecordError(f"{file}, line {number}: {error}; {remedy}") from None
-
-
-def check_jpeg(path: Path) -> None:
-    """Raise RecordError when a frame is missing, empty or cut off.
-
-    A link is followed (the Hugging Face hub's cache consists of them), but must end at a file: no device, no pipe.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise RecordError(f"{path}: not a file; delete the episode's line and export again")
-        with path.open("rb") as file:
-            start = file.read(2)
-            file.seek(-2, os.SEEK_END)
-            end = file.read(2)
-    except FileNotFoundError:
-        raise RecordError(f"{path}: frame is missing; delete the episode's line and export again") from None
-    except OSError as error:
-        what = "frame is empty" if error.errno == errno.EINVAL else f"frame cannot be read ({error.strerror})"
-        raise RecordError(f"{path}: {what}; delete the episode's line and export again") from None
-    if start != _JPEG_START or end != _JPEG_END:
-        raise RecordError(f"{path}: frame is not a whole JPEG; delete the episode's line and export again")
-
-
-def check_picture(content: Any, place: str, png: bool = False) -> None:
-    """Raise RecordError when these are not the bytes of a whole JPEG (or PNG)."""
-    start, end = (_PNG_START, _PNG_END) if png else (_JPEG_START, _JPEG_END)
-    if not isinstance(content, bytes) or not content.startswith(start) or not content.endswith(end):
-        raise RecordError(f"{place}: not a whole {'PNG' if png else 'JPEG'}")
 
 
 def read_meta(file: Path) -> dict[str, Any]:

@@ -88,6 +88,7 @@ COUNT, INDEX, ALL = whole(1), whole(0), whole(-1, -1)
 SOME_OR_ALL = COUNT | ALL  # -1: all of them
 SHARE = number(0, 1)
 BACKBONES = name_of("cnn", "resnet18", "resnet50", "resneXt50", "se_resnet50", "se_resneXt50", "se_resneXt101")
+ATTENTIONS = name_of("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 EXPERTS = name_of("reference_path", "pursuit", "shortest_path", "ground_truth")
 
 TRL = {  # of both stages
@@ -96,7 +97,8 @@ TRL = {  # of both stages
     "warmup_steps": number(0),
     "weight_decay": number(0),
     "per_device_train_batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
+    "gradient_accumulation_steps": COUNT | NULL,
+    "global_batch_size": COUNT | NULL,
     "max_steps": SOME_OR_ALL,
     "num_train_epochs": above(0),
     "max_grad_norm": number(0),
@@ -121,9 +123,10 @@ RULES: dict[str, Rule] = {
     "answer_timeout": above(0),
     "deepspeed": OPTIONS | NULL,
     "task.name": FOLDER_NAME,
+    "task.source": each(FOLDER_NAME),
     "task.expert": EXPERTS,
     "task.scenes": OPTIONS | NULL,
-    "protocol.name": TEXT,
+    "protocol.name": FOLDER_NAME,
     "protocol.forward_step": above(0),
     "protocol.turn_angle": above(0, 180),
     "protocol.hfov": above(0, 179),
@@ -157,6 +160,7 @@ RULES: dict[str, Rule] = {
     "export.num_shards": COUNT,
     "export.num_environments": COUNT,
     "export.jpeg_quality": whole(1, 95),
+    "export.pack": FLAG,
     "export.describe": FLAG,
     "eval.policies": each(POLICY),
     "eval.forward_steps": COUNT,
@@ -170,6 +174,7 @@ RULES: dict[str, Rule] = {
     "model.name": TEXT,
     "model.path": TEXT | NULL,
     "model.dtype": name_of("float32", "bfloat16", "float16", "auto"),
+    "model.attn_implementation": ATTENTIONS | NULL,
     "model.template": TEXT,
     "model.image_size": COUNT,
     "model.freeze_vision": FLAG,

@@ -9,8 +9,8 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("errors", "lookup", "actions", "memory", "prompt", "rewards", "jpeg"),
-    ("files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
+    ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
+    ("files", "frame_files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
     ("results", "episode_log", "lvlm"),
     ("config", "settings", "obs_transform"),
     ("sim",),

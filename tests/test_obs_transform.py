@@ -4,8 +4,8 @@ import torch
 from gym import spaces
 from omegaconf import OmegaConf
 
+from habitat_vlnr1.frame_files import decode_picture, encode_jpeg
 from habitat_vlnr1.frame_store import FrameStore
-from habitat_vlnr1.jpeg import decode_jpeg, encode_jpeg
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.obs_transform import (
     MEMORY,
@@ -142,7 +142,7 @@ def test_what_is_only_remembered_is_shown_later():
 def test_frames_are_shown_as_a_jpeg_of_the_exports_quality_shows_them():
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (32, 48, 3), dtype=np.uint8) for _ in range(3)]
-    files = [decode_jpeg(encode_jpeg(frame, 60)) for frame in frames]
+    files = [decode_picture(encode_jpeg(frame, 60)) for frame in frames]
     transform = LongShortMemory(make_memory("uniform", budget=4), jpeg_quality=60)
     for step, frame in enumerate(frames):
         clock = torch.tensor([[1, step]])

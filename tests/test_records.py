@@ -11,6 +11,7 @@ from PIL import Image
 from habitat_vlnr1 import records
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.episode_writer import EpisodeWriter, place_frame
+from habitat_vlnr1.frame_files import read_picture
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo, summarize
 
@@ -71,7 +72,7 @@ def test_an_interrupted_export_goes_on(root):
     with (root / "episodes.jsonl").open("a") as file:
         file.write('{"episode_id": "3", "scen')
     writer = EpisodeWriter(root, META)
-    assert writer.done == {"1", "2"}
+    assert set(writer.done) == {"1", "2"}
     writer.write(episode("3", [0]), [jpeg(0)])
     writer.close()
     assert [e.episode_id for e in VLNEgo(root).episodes] == ["1", "2", "3"]
@@ -240,6 +241,7 @@ def test_an_index_of_1_8_million_records_is_quick_and_small(tmp_path):
 
 MEASURE = """
 import random, sys, time
+from habitat_vlnr1.frame_files import read_picture
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import VLNEgo
 start = time.perf_counter()
@@ -318,3 +320,70 @@ def test_links_are_followed_to_files_only(root, tmp_path):
         frame.symlink_to(place)
         with pytest.raises(RecordError, match=r"0000\.jpg: not a file"):
             VLNEgo(root).check_frames()
+
+
+# ------------------------------------------------------------------------------------- frames that are stored once
+def shared(name: str, owner: str, actions: list[int]) -> Episode:
+    return Episode(name, "house", f"Walk {name}.", tuple(actions), {"trajectory_id": owner}, frames_of=owner)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_episodes_of_one_walk_have_its_frames(tmp_path, packed):
+    root = tmp_path / "ego"
+    writer = EpisodeWriter(root, META | ({"packed": True} if packed else {}))
+    with pytest.raises(RecordError, match="episode 2: the frames of 1 must be there before"):
+        writer.write(shared("2", "1", [1, 3, 0]), [])
+    writer.write(episode("1", [1, 3, 0]), [jpeg(i) for i in range(3)])
+    with pytest.raises(RecordError, match="episode 2: the frames of 1 must be there before"):
+        writer.write(shared("2", "1", [1, 3, 0]), [jpeg(i) for i in range(3)])
+    writer.write(shared("2", "1", [1, 3, 0]), [])
+    writer.close()
+    ego = VLNEgo(root)
+    ego.check_frames()
+    assert [walk.episode_id for walk in ego.walked] == ["1"]
+    assert sum(path.is_file() for path in (root / "frames").rglob("*")) == (1 if packed else 3)
+    records = ego.records(make_memory("uniform", budget=2), num_actions=2)
+    assert [record.instruction for record in records] == ["Walk 1."] * 3 + ["Walk 2."] * 3
+    assert [record.frames for record in records][:3] == [record.frames for record in records][3:]
+    assert [read_picture(path) for path in records[-1].frames] == [jpeg(i) for i in range(3)]
+    assert summarize(ego.episodes)["walks"] == 1 and summarize(ego.episodes)["records"] == 6
+    assert "frames_of" not in (root / "episodes.jsonl").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (shared("3", "9", [3, 0]), "frames of episode 9, which is not in the folder"),
+        (shared("3", "1", [3, 0]), "frames of episode 1, which was walked otherwise"),
+        (Episode("3", "hut", "Go.", (3, 0), frames_of="2"), "frames of episode 2, which was walked otherwise"),
+        (shared("3", "3", [3, 0]), "frames of episode 3, which was walked otherwise"),
+    ],
+)
+def test_frames_of_another_walk_are_refused(root, line, message):
+    with (root / "episodes.jsonl").open("a") as file:
+        file.write(json.dumps(line.to_json()) + "\n")
+    with pytest.raises(RecordError, match=f"episode 3 has the {message}"):
+        VLNEgo(root)
+
+
+def test_a_check_of_frames_that_was_stopped_goes_on(root, monkeypatch):
+    monkeypatch.setattr(records, "CHECK_PART", 1)
+    frame = root / "frames/house/2/0001.jpg"
+    whole = frame.read_bytes()
+    frame.write_bytes(b"")
+    with pytest.raises(RecordError, match=r"2/0001.jpg: frame is empty"):
+        VLNEgo(root).check_frames()
+    frame.write_bytes(whole)
+    opened = []
+    monkeypatch.setattr(records, "check_jpeg", opened.append)
+    VLNEgo(root).check_frames()
+    assert {path.parent.name for path in opened} == {"2"} and len(opened) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"lines": {}, "episodes": 2}', '{"episodes": 2}'])
+def test_a_note_of_checked_frames_that_says_something_else_is_no_note(root, monkeypatch, content):
+    (root / "frames_checked.json").write_text(content)
+    opened = []
+    monkeypatch.setattr(records, "check_jpeg", opened.append)
+    VLNEgo(root).check_frames()
+    assert len(opened) == 6

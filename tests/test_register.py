@@ -1,6 +1,7 @@
 """Registering, Hydra's search path, and that every task and protocol composes."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import habitat
@@ -9,11 +10,11 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.config import action_space, import_modules, registered_policy
+from habitat_vlnr1.config import accumulation, action_space, edited, import_modules, registered_policy
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots
-from tests.paths import CONFIGS, SIM_CONFIGS
+from tests.paths import CONFIGS, ROOT, SIM_CONFIGS
 
 MEASURES = ["OracleSuccess", "OracleNavigationError", "PathLength", "StepsTaken", "NDTW", "SDTW"]
 SENSORS = ["VLNR1InstructionSensor", "VLNR1ClockSensor", "VLNR1ExpertSensor", "VLNR1DescriptionSensor"]
@@ -104,6 +105,37 @@ def test_modules_of_the_user_are_imported_and_a_wrong_name_is_one_line(tmp_path,
         registered_policy("vlnr1.eval.policies.mine", "MyPolicy")
 
 
+OWN = {"r2r": "r2r", "rxr": "rxr"}
+"""Task → its own protocol; of the others it is embedded."""
+SIM_GROUPS = ROOT / "configs/habitat/vlnr1"
+
+
+def names(group):
+    return sorted(file.stem for file in group.glob("*.yaml"))
+
+
+TASKS = [name for name in names(SIM_GROUPS / "task") if name != "vln" and not name.endswith("_test")]
+
+
+def test_two_tasks_or_protocols_never_share_a_folder():
+    """… and what a set-up trains on is what its tasks are exported to under its protocol."""
+    made_by = {}
+    for task in TASKS:
+        config = get_config("vlnr1_export.yaml", [f"vlnr1/task={task}"], CONFIGS)
+        for protocol in names(SIM_GROUPS / "protocol"):
+            source = edited(config, **{"vlnr1.protocol.name": protocol}).vlnr1.data.source
+            assert source == (task if protocol == OWN.get(task, "embedded") else f"{task}_{protocol}")
+            assert made_by.setdefault(source, (task, protocol)) == (task, protocol)
+    assert len(made_by) == 36
+    for setup in names(Path(CONFIGS) / "vlnr1/setup"):
+        ours = get_config("vlnr1_rft.yaml", [f"vlnr1/setup={setup}"], CONFIGS).vlnr1
+        assert made_by[ours.data.source] == (ours.task.name, ours.protocol.name)
+        for source in (*ours.data.sources, *ours.data.rft_records):
+            assert made_by[source][1] == ours.protocol.name
+    mine = ["vlnr1/task=r2r", "vlnr1/protocol=r2r", "vlnr1.task.name=mine"]
+    assert get_config("vlnr1_export.yaml", mine, CONFIGS).vlnr1.data.source == "mine"
+
+
 @pytest.mark.parametrize("setup", ["r2r_rxr", "r2r", "cross_domain"])
 @pytest.mark.parametrize("model", ["qwen2_vl_2b", "qwen2_vl_7b"])
 @pytest.mark.parametrize(("stage", "learning_rate"), [("sft", 5e-6), ("rft", 1e-6)])
@@ -113,11 +145,10 @@ def test_the_papers_presets_compose(setup, model, stage, learning_rate):
     config = get_config(f"vlnr1_{stage}.yaml", [*world, *groups], CONFIGS)
     assert config.vlnr1[stage].learning_rate == learning_rate
     assert config.vlnr1[stage].deepspeed.zero_optimization.stage == 3
-    assert config.vlnr1.data.sources == (["r2r", "rxr"] if setup == "r2r_rxr" else ["r2r"])
-    wanted = {"r2r_rxr": ["r2r", "rxr"], "r2r": ["r2r"], "cross_domain": ["rxr"]}[setup]
+    assert config.vlnr1.data.sources == (["r2r", "rxr_r2r"] if setup == "r2r_rxr" else ["r2r"])
+    wanted = {"r2r_rxr": ["r2r", "rxr_r2r"], "r2r": ["r2r"], "cross_domain": ["rxr_r2r"]}[setup]
     assert config.vlnr1.data.rft_records == dict.fromkeys(wanted, 10000)
     if stage == "sft":
-        batch = config.vlnr1.sft.per_device_train_batch_size * config.vlnr1.sft.gradient_accumulation_steps * 8
-        assert batch == 64
+        assert config.vlnr1.sft.per_device_train_batch_size * accumulation(config, "sft", 8) * 8 == 64
     else:
         assert (config.vlnr1.rft.beta, config.vlnr1.rft.num_generations) == (0.04, 8)

@@ -25,10 +25,14 @@ NULL_MEANS_SOMETHING = {
     *("checkpoint", "mixture", "deepspeed", "task.scenes", "plan.gpus", "model.path", "model.cpu_threads"),
     *("model.lora", "model.architecture", "model.build", "model.build.warmup", "sft.deepspeed", "rft.deepspeed"),
     *("sft.save_total_limit", "rft.save_total_limit", "rft.online", "dagger.take_over", "dagger.draw_every"),
+    *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("gradient_accumulation_steps", "global_batch_size")),
+    "model.attn_implementation",
     *("dagger.expert", "il.cpu_threads", "net.rgb_weights", "net.depth_weights", "convert.output", "convert.images"),
+    *("eval.shard", "eval.num_shards"),
 }
 ZERO_MEANS_SOMETHING = {
-    *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.videos", "model.build.seed"),
+    *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.shard", "eval.videos"),
+    *("model.build.seed",),
     *("model.build.warmup.learning_rate", "model.build.warmup.workers", "protocol.camera_height", "rft.beta"),
     *("rft.epsilon", "dagger.beta", "dagger.episodes", "dagger.temperature", "il.learning_rate", "il.workers"),
     *(

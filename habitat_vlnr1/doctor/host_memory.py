@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from habitat_vlnr1.config import accumulation
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 
 GIB = 2**30
@@ -47,11 +48,12 @@ class HostMemory:
         return self.program + self.model + self.workers + self.simulators + self.prompts + self.shared
 
 
-def host_memory(config: DictConfig, stage: str, model: float, patches: int, patch_size: int) -> HostMemory:
+def host_memory(config: DictConfig, stage: str, gpus: int, model: float, patches: int, patch_size: int) -> HostMemory:
     """What a process of a stage takes.
 
     Args:
         stage: `sft` or `rft`.
+        gpus: how many train together.
         model: bytes of its model in host memory.
         patches: of the largest sample's frames.
         patch_size: side of a patch in pixels.
@@ -65,7 +67,7 @@ def host_memory(config: DictConfig, stage: str, model: float, patches: int, patc
     simulators = prompts = 0.0
     if online is not None:
         simulators = online.num_environments * SIMULATOR
-        rows = options.per_device_train_batch_size * options.gradient_accumulation_steps
+        rows = options.per_device_train_batch_size * accumulation(config, stage, gpus)
         prompts = rows * (config.vlnr1.memory.budget + 1) * protocol.width * protocol.height * 3
     frames = workers * (WORKER + cut)
     return HostMemory(PROGRAM, model, frames, simulators, prompts, workers * prefetch * batch)

@@ -13,7 +13,8 @@ from habitat_vlnr1.config import action_space, asked_with
 from habitat_vlnr1.doctor.findings import Finding, error, ok, one_line, shown, warning
 from habitat_vlnr1.doctor.task_data import RUN
 from habitat_vlnr1.errors import CheckpointError
-from habitat_vlnr1.records import RecordError, VLNEgo, check_jpeg
+from habitat_vlnr1.frame_files import check_jpeg, picture_size
+from habitat_vlnr1.records import RecordError, VLNEgo
 from habitat_vlnr1.weights import check_whole, not_finite_on_disk, weight_files
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def check_export(config: DictConfig, source: str, split: str) -> Iterator[Findin
     topic = f"VLN-Ego {source}/{split}"
     own = source == config.vlnr1.data.source
     export = f"{command(config, 'vlnr1_export')} 'vlnr1.export.splits=[{split}]'"
-    export = export if own else export.replace(f"vlnr1/task={config.vlnr1.task.name}", f"vlnr1/task={source}")
+    task = source.removesuffix(f"_{config.vlnr1.protocol.name}")
+    export = export if own else export.replace(f"vlnr1/task={config.vlnr1.task.name}", f"vlnr1/task={task}")
     if not (root / "meta.json").is_file():
         yield warning(topic, f"nothing exported in {root}", f"{export}" + ("; SFT does it itself" if own else ""))
         return
@@ -78,7 +80,7 @@ def check_words(config: DictConfig, topic: str, protocol: dict, export: str) -> 
 
 def check_frames(config: DictConfig, topic: str, told: str, ego: VLNEgo, export: str) -> Iterator[Finding]:
     """The ends of frame files, all or evenly spread ones, and the disk that they take."""
-    places = [(episode, step) for episode in ego.episodes for step in range(len(episode.actions))]
+    places = [(episode, step) for episode in ego.walked for step in range(len(episode.actions))]
     most = config.vlnr1.doctor.frames
     looked_at = places if most < 0 else places[:: -(-len(places) // max(most, 1))]
     broken, size = [], 0
@@ -86,7 +88,7 @@ def check_frames(config: DictConfig, topic: str, told: str, ego: VLNEgo, export:
         path = ego.root / episode.frame(step)
         try:
             check_jpeg(path)
-            size += path.stat().st_size
+            size += picture_size(path) or 0
         except (RecordError, OSError) as problem:
             broken.append((episode.episode_id, one_line(problem)))
     seen = f"{len(looked_at):,} of {len(places):,} frames looked at"

@@ -19,7 +19,15 @@ from omegaconf import DictConfig
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import action_space, check_sources, memory_of, plain, prompt_encoder, records_of
+from habitat_vlnr1.config import (
+    accumulation,
+    action_space,
+    check_sources,
+    memory_of,
+    plain,
+    prompt_encoder,
+    records_of,
+)
 from habitat_vlnr1.doctor.host_memory import HostMemory, describe_host, host_memory
 from habitat_vlnr1.doctor.model_sizes import (
     ENGINES,
@@ -31,6 +39,7 @@ from habitat_vlnr1.doctor.model_sizes import (
     empty_model,
     training_memory,
 )
+from habitat_vlnr1.frame_files import picture_size
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import RecordError, VLNEgo, keep_some
 
@@ -102,7 +111,7 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
     tokens = count_tokens(config, processor, counted, opened)
     records = count_records(config, opened)
     rows = rows_of_epoch(config, stage, opened, records)
-    steps = count_steps(options, stage, rows, gpus)
+    steps = count_steps(config, stage, rows, gpus)
     size, memory, kept, host = None, {}, None, None
     if model_config is not None:
         size = model_size(config, model_config)
@@ -113,9 +122,10 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
         kept = (with_it, without)
         used = with_it if options.gradient_checkpointing else without
         on_gpu = torch.cuda.is_available() or config.vlnr1.plan.gpus is not None
-        in_host = width * size.parameters if on_gpu else memory[engine_of(config)].total + used
+        loaded = width * size.parameters / (gpus if engine_of(config) == "ZeRO-3" else 1)
+        in_host = loaded if on_gpu else memory[engine_of(config)].total + used
         patches = tokens.frames * tokens.frame * PATCHES_PER_TOKEN
-        host = host_memory(config, stage, in_host, patches, model_config.vision_config.patch_size)
+        host = host_memory(config, stage, gpus, in_host, patches, model_config.vision_config.patch_size)
     total = _sum(count for count, _ in records.values())
     frames = None if total is None else total * round(frame_bytes(config, opened))
     return Plan(
@@ -236,13 +246,14 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return total
 
 
-def count_steps(options: DictConfig, stage: str, rows: int | None, gpus: int) -> int | None:
+def count_steps(config: DictConfig, stage: str, rows: int | None, gpus: int) -> int | None:
     """Optimizer steps; a row of RFT is answered `num_generations` times."""
+    options = config.vlnr1[stage]
     if options.max_steps > 0:
         return options.max_steps
     if rows is None:
         return None
-    batch = options.per_device_train_batch_size * options.gradient_accumulation_steps * gpus
+    batch = options.per_device_train_batch_size * accumulation(config, stage, gpus) * gpus
     answers = options.num_generations * options.num_iterations if stage == "rft" else 1
     return math.ceil(rows * answers / batch * options.num_train_epochs)
 
@@ -267,9 +278,9 @@ def frame_bytes(config: DictConfig, opened: dict[str, VLNEgo | None], looked_at:
     sizes = []
     for ego in filter(None, opened.values()):
         for episode in ego.episodes[:: max(1, len(ego.episodes) // looked_at)]:
-            file = ego.root / episode.frame(len(episode.actions) // 2)
-            if file.is_file():
-                sizes.append(on_disk(file.stat().st_size))
+            size = picture_size(ego.root / episode.frame(len(episode.actions) // 2))
+            if size is not None:
+                sizes.append(on_disk(size))
     protocol = config.vlnr1.protocol
     pixels = protocol.width * protocol.height
     return float(np.mean(sizes)) if sizes else on_disk(pixels * config.vlnr1.plan.jpeg_bytes_per_pixel)
@@ -315,7 +326,7 @@ def describe(config: DictConfig, plan: Plan) -> list[str]:
         f"  answer      at most {tokens.answer} tokens; a sample at most {tokens.sample}, counted {tokens.counted}",
     ]
     lines += [f"  records     {source}: {number(count)} ({how})" for source, (count, how) in plan.records.items()]
-    batch = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    batch = options.per_device_train_batch_size, accumulation(config, plan.stage, plan.gpus)
     lines.append(f"  steps       {number(plan.steps)}: {number(plan.rows)} rows an epoch, "
                  f"{batch[0]} per GPU × {batch[1]} accumulated × {plan.gpus}")  # fmt: skip
     if plan.size is None:

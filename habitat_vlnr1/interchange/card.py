@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,25 +16,39 @@ from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.errors import RecordError
 from habitat_vlnr1.evaluation.pictures import BLUE, GREY, ORANGE, Page, write_beside
 from habitat_vlnr1.files import read_json, write_atomically
+from habitat_vlnr1.frame_files import read_picture
 from habitat_vlnr1.records import Record, Records, VLNEgo, summarize
 
 SHEET = "view.png"
 FORMS = {
     "vln_ego": (
-        "VLN-Ego: one line per episode in `episodes*.jsonl`, one JPEG per step below `frames/`.\n"
+        "VLN-Ego: one line per episode in `episodes*.jsonl`, a JPEG per step below `frames/`.\n"
         '`habitat_vlnr1.records.VLNEgo("<folder>")` reads it.'
     ),
     "sharegpt": (
         "ShareGPT JSON, one object per step, as LLaMA-Factory takes it: `dataset_dir` and `media_dir` are this\n"
         "folder, `dataset` is the name in `dataset_info.json`."
     ),
+    "trl": (
+        "TRL's conversational prompt-completion form with images: `trl sft --dataset_name <folder>`. Images are\n"
+        "paths of this machine; `push_to_hub` puts them into the rows."
+    ),
+    "lerobot": (
+        "LeRobot's dataset format 3.0, a row per step: `LeRobotDataset(<name>, root=<folder>)`. Actions are 0 stop,\n"
+        "1 forward, 2 left, 3 right; instructions are tasks; a second stands for a step."
+    ),
     "parquet": (
         'Parquet shards, one row per episode with its JPEGs: `datasets.load_dataset("<folder>", streaming=True)`.\n'
         "`--config-name=vlnr1_convert vlnr1.convert.to=vln_ego` makes a folder to train on of them."
     ),
 }
-DATA_FILES = {"sharegpt": "records/*.json", "parquet": "data/train-*.parquet"}
-ORIGIN = ("split", "dataset", "expert", "jpeg_quality", "depth", "dagger", "released")
+DATA_FILES = {
+    "sharegpt": "records/*.json",
+    "trl": "data/train-*.parquet",
+    "parquet": "data/train-*.parquet",
+    "lerobot": "data/*/*.parquet",
+}
+ORIGIN = ("split", "dataset", "expert", "jpeg_quality", "depth", "packed", "dagger", "released")
 EXPERT_WALKS = "Expert walks for vision-language navigation: an instruction, and what was seen and done at every step."
 LABELLED = (
     "Walks of a model and an expert (DAgger) for vision-language navigation: an instruction, what was seen and done\n"
@@ -89,6 +104,8 @@ def card(ego: VLNEgo, name: str, form: str, made_with: Mapping[str, Any]) -> str
         "steps per episode": f"{np.mean(lengths):.1f} on average, {min(lengths)} to {max(lengths)}",
         "words per instruction": f"{np.mean(words):.1f} on average, {min(words)} to {max(words)}",
     }
+    if "walks" in counts:
+        facts["walks"] = f"{counts['walks']:,}: episodes that differ in their instruction alone share their frames"
     if recorded.get("skipped"):
         reasons = Counter(str(reason).split(":")[0] for reason in dict(recorded["skipped"]).values())
         facts["skipped episodes"] = "; ".join(f"{n} × {why}" for why, n in reasons.items())
@@ -184,7 +201,7 @@ def _strip(record: Record, space: ActionSpace, width: int = 1600, edge: int = 28
     steps = len(record.episode.actions)
     title = f"{record.episode.scene} · episode {record.episode.episode_id} · step {record.step} of 0 … {steps - 1}"
     rows = max(-(-len(record.history) // columns), 1)
-    with Image.open(record.frames[-1]) as current:
+    with _opened(record.frames[-1]) as current:
         ratio = current.height / current.width
     high, label = round(cell * ratio), 24
     measure = Page(1, 1)
@@ -214,5 +231,9 @@ def _strip(record: Record, space: ActionSpace, width: int = 1600, edge: int = 28
 
 
 def _frame(page: Page, file: Path, box: tuple[int, int, int, int]) -> None:
-    with Image.open(file) as image:
+    with _opened(file) as image:
         page.picture(image.convert("RGB"), box)
+
+
+def _opened(frame: Path) -> Image.Image:
+    return Image.open(io.BytesIO(read_picture(frame)))

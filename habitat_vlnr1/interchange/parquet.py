@@ -4,7 +4,8 @@
 
 `datasets.load_dataset(folder)` reads and streams them (`frames` are images), the Hugging Face hub shows them, and
 `ParquetEpisodes` gives the episodes back with every byte of their pictures. A row is an episode for the reason that a
-line of `episodes.jsonl` is: a frame is stored once, whatever memory, n and prompt are chosen when it is read.
+line of `episodes.jsonl` is: a frame is stored once, whatever memory, n and prompt are chosen when it is read. The row
+of an episode that was walked like another has no pictures: `frames_of` names the row that has them.
 
 Columns are derived from the dataclass: text, numbers and tuples of them are columns of that type, anything else is
 JSON. Each shard also says what `meta.json` and `summary.json` say, and how many episodes all shards together have.
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from habitat_vlnr1.errors import RecordError
 from habitat_vlnr1.files import parse_json, read_json
-from habitat_vlnr1.records import Episode, VLNEgo, check_jpeg, check_picture
+from habitat_vlnr1.frame_files import check_jpeg, check_picture, picture_size, read_picture
+from habitat_vlnr1.records import Episode, VLNEgo
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 FRAMES_PER_SHARD = 10_000  # about 0.6 GB at 640 × 480
 EPISODES_PER_GROUP = 16  # episodes that a reader must load together
 PICTURES = ("frames", "depths")
+YOUNGER = ("frames_of",)
+"""Columns that shards of earlier versions do not have."""
 ABOUT = b"vlnr1"
 """Key of a shard's own description among its schema's metadata."""
 _TYPES: dict[Any, str] = {str: "string", int: "int64", float: "float64", bool: "bool"}
@@ -67,7 +71,7 @@ def shards(episodes: list[Episode], frames: int) -> Iterator[list[Episode]]:
     length = 0
     for episode in episodes:
         part.append(episode)
-        length += len(episode.actions)
+        length += 0 if episode.frames_of else len(episode.actions)
         if length >= frames:
             yield part
             part, length = [], 0
@@ -117,6 +121,8 @@ def from_row(row: dict[str, Any], kind: type[Episode] = Episode) -> Episode:
     values = {}
     for name, column in columns(kind).items():
         if row.get(name) is None:
+            if name in YOUNGER:
+                continue
             raise RecordError(f"no column {name}: written by an earlier version, or by something else")
         several = column is not None and column[1]
         values[name] = tuple(row[name]) if several else row[name] if column else json.loads(row[name])
@@ -138,10 +144,10 @@ def _write_shard(file: Path, schema: pyarrow.Schema, ego: VLNEgo, episodes: list
 
 
 def _row(ego: VLNEgo, episode: Episode) -> dict[str, Any]:
-    steps = range(len(episode.actions))
+    steps = range(0 if episode.frames_of else len(episode.actions))
     for step in steps:
         check_jpeg(ego.root / episode.frame(step))
-    with_depth = "depth" in ego.meta or (ego.root / episode.depth(0)).is_file()
+    with_depth = "depth" in ego.meta or picture_size(ego.root / episode.depth(0)) is not None
     pictures = {
         "frames": [_picture(ego, episode.frame(step)) for step in steps],
         "depths": [_picture(ego, episode.depth(step)) for step in steps if with_depth],
@@ -151,7 +157,7 @@ def _row(ego: VLNEgo, episode: Episode) -> dict[str, Any]:
 
 def _picture(ego: VLNEgo, path: str) -> dict[str, Any]:
     try:
-        return {"bytes": (ego.root / path).read_bytes(), "path": path}
+        return {"bytes": read_picture(ego.root / path), "path": path}
     except OSError as error:
         raise RecordError(f"{ego.root / path}: cannot be read ({error.strerror}); export again") from None
 
@@ -195,7 +201,7 @@ class ParquetEpisodes:
 
     @staticmethod
     def _told(file: Path, schema: pyarrow.Schema) -> dict[str, Any]:
-        missing = [name for name in (*columns(), *PICTURES) if name not in schema.names]
+        missing = [name for name in (*columns(), *PICTURES) if name not in (*schema.names, *YOUNGER)]
         if missing or ABOUT not in (schema.metadata or {}):
             what = f"no column {missing[0]}" if missing else "nothing about the data set"
             raise RecordError(f"{what}: written by an earlier version, or by something else")
@@ -221,8 +227,9 @@ class ParquetEpisodes:
     @staticmethod
     def _pictures(episode: Episode, name: str, column: Any) -> list[bytes]:
         pictures: list[Any] = [(picture or {}).get("bytes") for picture in column or []]
-        if not (name == "depths" and not pictures) and len(pictures) != len(episode.actions):
-            raise RecordError(f"episode {episode.episode_id}: {len(pictures)} {name}, {len(episode.actions)} actions")
+        needed = 0 if episode.frames_of or (name == "depths" and not pictures) else len(episode.actions)
+        if len(pictures) != needed:
+            raise RecordError(f"episode {episode.episode_id}: {len(pictures)} {name}, {needed} are needed")
         for step, picture in enumerate(pictures):
             check_picture(picture, f"episode {episode.episode_id}, {name}, step {step}", png=name == "depths")
         return pictures

@@ -26,15 +26,18 @@ from tqdm import tqdm
 from habitat_vlnr1.actions import SEPARATOR, Action, ActionSpace, read_letters
 from habitat_vlnr1.episode_writer import place_frame
 from habitat_vlnr1.errors import RecordError
-from habitat_vlnr1.files import is_text, read_json, write_atomically
+from habitat_vlnr1.files import is_folder_name, is_text, read_json, write_atomically
+from habitat_vlnr1.frame_files import check_jpeg
 from habitat_vlnr1.memory import Uniform
 from habitat_vlnr1.prompt import PromptTemplate
-from habitat_vlnr1.records import Episode, Record, Records, check_jpeg
+from habitat_vlnr1.records import Episode, Record, Records
 
 IMAGE = "<image>"
 RECORDS_PER_FILE = 20_000
 LABELLED = "labels_of_another_walk"
 """Key of a record whose answer is not what was done next (DAgger); LLaMA-Factory takes no notice of it."""
+EPISODE = "episode_id"
+"""Key of a record whose frames are those of another episode, walked the same way: whose record it is."""
 _BEFORE, _AFTER = "Your instruction is ", ".\nYou are provided with:"
 _ANGLE = re.compile(r"Turn left (\S+) degrees")
 _STEP = re.compile(r"forward (\S+) cm")
@@ -184,11 +187,12 @@ def read_sharegpt(source: Path, images: Path | None = None, label_offset: int = 
 
 
 class _Turns(NamedTuple):
-    """What a record holds: question, answer, and the images' paths."""
+    """What a record holds: question, answer, the images' paths, and the episode's id where they do not tell it."""
 
     question: str
     answer: str
     images: list[str]
+    episode: str | None
 
 
 def _read_record(row: Any) -> _Turns:
@@ -219,12 +223,14 @@ def _read_record(row: Any) -> _Turns:
     question, answer = (turn["value"] for turn in turns)
     if question.count(IMAGE) != len(images) or not images:
         raise RecordError(f"{question.count(IMAGE)} times {IMAGE}, but {len(images)} images")
-    return _Turns(question, answer, images)
+    if EPISODE in row and not is_folder_name(row[EPISODE]):
+        raise RecordError(f"{EPISODE} {shortened(str(row[EPISODE]))} cannot be a folder name")
+    return _Turns(question, answer, images, row.get(EPISODE))
 
 
 def _take(record: _Turns, released: ReleasedEpisodes) -> None:
     """Put one record to its episode."""
-    question, answer, images = record
+    question, answer, images, episode = record
     actions = read_letters(answer)
     if not actions or len(actions) != len(answer.split(SEPARATOR)):
         raise RecordError(f"the answer {shortened(answer)} is not a list of options such as 'A. Move forward 25 cm'")
@@ -242,7 +248,7 @@ def _take(record: _Turns, released: ReleasedEpisodes) -> None:
     named = "step_{}" + Path(named).suffix if frame["stem"] else "{:04d}" + Path(named).suffix
     scene = frame["scene"] or _folder_name(frame["folder"])
     walk = _Walk(frame["folder"], scene, frame["trajectory"], named, instruction)
-    walk = released.walks.setdefault(frame["id"] or frame["own_id"], walk)
+    walk = released.walks.setdefault(episode or frame["id"] or frame["own_id"], walk)
     if walk.folder != frame["folder"]:
         raise RecordError(f"its episode is below {walk.folder} and {frame['folder']}: convert the sources one by one")
     if walk.instruction != instruction:
@@ -372,7 +378,12 @@ def sharegpt_row(record: Record, template: PromptTemplate, space: ActionSpace) -
     if question.count(IMAGE) != len(images):
         raise RecordError(f"episode {record.episode.episode_id}: its instruction contains {IMAGE}")
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": space.format(record.answer)}]
-    return {"conversations": turns, "images": images, **({LABELLED: True} if record.episode.labels else {})}
+    row = {"conversations": turns, "images": images}
+    if record.episode.labels:
+        row[LABELLED] = True
+    if record.episode.frames_of:
+        row[EPISODE] = record.episode.episode_id
+    return row
 
 
 def write_sharegpt(records: Records, template: PromptTemplate, space: ActionSpace, output: Path, name: str) -> None:
@@ -404,7 +415,7 @@ def write_sharegpt(records: Records, template: PromptTemplate, space: ActionSpac
 def place_frames(records: Records, output: Path) -> None:
     """Link, or copy, the frames of all episodes into `output`; those that are there stay."""
     for ego in records.sources:
-        for episode in tqdm(ego.episodes, desc="frames", unit="episode"):
+        for episode in tqdm(ego.walked, desc="frames", unit="episode"):
             last = output / episode.frame(len(episode.actions) - 1)
             if last.exists():
                 continue

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from habitat_vlnr1.actions import ActionSpace
@@ -43,6 +44,7 @@ class ModelCard:
         template: name of the prompt template.
         memory: strategy and parameters of the memory, e.g. `{"strategy": "long_short", "budget": 16}`.
         max_pixels: the most pixels of a frame; None means the processor's own limit.
+        jpeg_quality: of the frames that it was trained on; None: raw ones, or nobody knows.
         info: provenance, kept as it is (data, base model, …).
     """
 
@@ -51,6 +53,7 @@ class ModelCard:
     template: str = "vln_ego"
     memory: dict[str, Any] = field(default_factory=dict)
     max_pixels: int | None = None
+    jpeg_quality: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class ModelCard:
             "template": self.template,
             "memory": self.memory,
             "max_pixels": self.max_pixels,
+            "jpeg_quality": self.jpeg_quality,
             "info": self.info,
         }
 
@@ -70,6 +74,7 @@ class ModelCard:
         if row.get("format") != CARD_FORMAT:
             raise VLNR1Error(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
         kinds = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None, "info": dict}
+        kinds["jpeg_quality"] = int | None
         for key, kind in kinds.items():
             if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
                 raise VLNR1Error(f"{key} is {row[key]!r}")
@@ -79,6 +84,7 @@ class ModelCard:
             template=row["template"],
             memory=row["memory"],
             max_pixels=row["max_pixels"],
+            jpeg_quality=row.get("jpeg_quality"),  # a card of an older version does not say
             info=row.get("info", {}),
         )
 
@@ -92,6 +98,9 @@ def load(
     attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL and its processor, from safetensors only, without remote code.
+
+    While a training with ZeRO-3 is set up, all its processes must call this together: each gets its part of the
+    weights, where DeepSpeed puts it.
 
     Args:
         path: a folder or a Hugging Face id; of a PEFT adapter, everything that it stands on is loaded and merged too.
@@ -129,7 +138,7 @@ def load(
         model = _quietly(PeftModel.from_pretrained, model, folder).merge_and_unload()
         model.requires_grad_(True)  # PEFT has frozen it
     model.name_or_path = os.fspath(path) if adapter is None else os.fspath(adapter)
-    return model.to(device).eval(), processor
+    return (model if is_deepspeed_zero3_enabled() else model.to(device)).eval(), processor
 
 
 def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: ProcessorMixin, card: ModelCard) -> Path:

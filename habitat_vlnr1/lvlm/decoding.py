@@ -37,6 +37,7 @@ from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_visi
 from habitat_vlnr1.lvlm.frames import Frame, Patches
 from habitat_vlnr1.lvlm.grammar import ACTIONS, AnswerGrammar, Tokens, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
+from habitat_vlnr1.lvlm.letters import letter_logits
 from habitat_vlnr1.lvlm.query import Query
 from habitat_vlnr1.weights import folder_fingerprint
 
@@ -190,7 +191,8 @@ class ActionDecoder:
             if step:
                 run.feed([self._last_words(row) for row in rows])
             choices = [self.grammar.choices(row.last) for row in rows]
-            chosen, log_probs = self._choose(run.logits, choices, None if noise is None else noise[:, step])
+            logits = letter_logits(run.head, run.hidden, choices).cpu()
+            chosen, log_probs = self._choose(logits, None if noise is None else noise[:, step])
             for row, action, log_prob in zip(rows, chosen, log_probs, strict=True):
                 if not self._stopped(row):
                     row.actions.append(ACTIONS[action])
@@ -214,11 +216,8 @@ class ActionDecoder:
             return -(-uniform.log()).log()
         return torch.from_numpy(np.stack([np.random.default_rng(seed).gumbel(size=shape) for seed in seeds])).float()
 
-    def _choose(
-        self, logits: Tensor, choices: Sequence[Tokens], noise: Tensor | None
-    ) -> tuple[list[int], list[float]]:
-        """For each row one of four tokens, by its number, and its log-probability among the four."""
-        four = logits.gather(1, torch.tensor(choices, device=logits.device)).float().cpu()
+    def _choose(self, four: Tensor, noise: Tensor | None) -> tuple[list[int], list[float]]:
+        """For each row one of its four letters, by number, and its log-probability among them; `four` are logits."""
         if not four.isfinite().all():  # else NaN would be the likeliest of all, and a STOP
             raise CheckpointError(checkpoint.why_not_finite(self.model))
         log_probs = torch.log_softmax(four / (self.temperature or 1.0), dim=-1)
@@ -296,6 +295,7 @@ def load_decoder(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
     **options: Any,
 ) -> ActionDecoder:
     """Load a checkpoint and make what asks it. Decoders of one checkpoint share its model while one of them lives.
@@ -303,8 +303,8 @@ def load_decoder(
     Args:
         path: a folder or a Hugging Face id.
         card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
-        dtype: as `checkpoint.load` takes it.
-        device: None: the GPU where there is one.
+        dtype, attn_implementation: as `checkpoint.load` takes them.
+        device: None: the process's current GPU where there is one.
         options: of `ActionDecoder`, such as `temperature`.
 
     Raises:
@@ -318,21 +318,21 @@ def load_decoder(
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any  # `to` of PreTrainedModel is wrapped without its types
-    model, processor = _shared(path, dtype)
+    model, processor = _shared(path, dtype, attn_implementation)
     return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), **options)
 
 
 _MODELS: WeakValueDictionary[tuple[str, ...], PreTrainedModel] = WeakValueDictionary()
 _PROCESSORS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
-"""What decoders hold: models by checkpoint, weights and dtype, and the processors that came with them."""
+"""What decoders hold: models by checkpoint, weights, dtype and attention, and the processors that came with them."""
 
 
-def _shared(path: str, dtype: str | torch.dtype) -> tuple[PreTrainedModel, Any]:
+def _shared(path: str, dtype: str | torch.dtype, attention: str | None) -> tuple[PreTrainedModel, Any]:
     """A model that only decoders know, and a processor of its own for each."""
-    key = (path, str(dtype), json.dumps(folder_fingerprint(path)))
+    key = (path, str(dtype), str(attention), json.dumps(folder_fingerprint(path)))
     model = _MODELS.get(key)
     if model is None:
-        model, processor = checkpoint.load(path, dtype=dtype)
+        model, processor = checkpoint.load(path, dtype=dtype, attn_implementation=attention)
         _MODELS[key], _PROCESSORS[model] = model, processor
     return model, copy.deepcopy(_PROCESSORS[model])
 
@@ -353,10 +353,10 @@ class _Run:
     """Forward passes over a batch of rows of unequal length, on one growing key-value cache.
 
     Rows are padded on the right and padding stays in the cache, masked; M-RoPE positions are given explicitly, so
-    a row does not notice it. `logits` [rows, vocabulary] are those behind the last token of each row.
+    a row does not notice it. `hidden` [rows, width] is what the head would get behind the last token of each row.
     """
 
-    logits: Tensor
+    hidden: Tensor
 
     def __init__(
         self,
@@ -380,7 +380,7 @@ class _Run:
     def _repeat(self, samples: int) -> None:
         self.cache.batch_repeat_interleave(samples)
         self.mask = self.mask.repeat_interleave(samples, dim=0)
-        self.logits = self.logits.repeat_interleave(samples, dim=0)
+        self.hidden = self.hidden.repeat_interleave(samples, dim=0)
 
     def feed(self, tokens: Sequence[Tokens]) -> None:
         """Append text tokens to each row."""
@@ -402,7 +402,7 @@ class _Run:
         )
         self.cache = out.past_key_values
         last = batch["attention_mask"].sum(1) - 1
-        self.logits = self.head(out.last_hidden_state[torch.arange(len(spans), device=self.device), last])
+        self.hidden = out.last_hidden_state[torch.arange(len(spans), device=self.device), last]
 
 
 class FeatureCache:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from qwen_vl_utils import fetch_image
 from transformers.image_utils import SizeDict
 
-from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.errors import RecordError, VLNR1Error
+from habitat_vlnr1.frame_files import decode_picture, read_picture
 
 Frame = str | Path | np.ndarray
 
@@ -131,12 +132,11 @@ def scaled(frame: Frame, image_processor: Any) -> Image.Image:
 
 
 def read_frame(frame: Frame) -> np.ndarray:
-    """A frame as uint8 [H, W, 3]; files through Pillow."""
+    """A frame as uint8 [H, W, 3]; files, also packed ones, through Pillow."""
     if not isinstance(frame, np.ndarray):
         try:
-            with Image.open(frame) as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+            return decode_picture(read_picture(frame))
+        except (OSError, RecordError) as error:
             raise FrameError(f"{frame}: cannot be read as an image ({error}); export its episode again") from None
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise FrameError(f"a frame must be uint8 [height, width, 3], got {frame.dtype} {list(frame.shape)}")

@@ -119,8 +119,8 @@ class VLNVectorEnvFactory(VectorEnvFactory):
     """Builds the environments of `config`, one worker process each (threads when HABITAT_ENV_DEBUG is set).
 
     Args:
-        share_episodes: every environment has all episodes, for a caller that deals them out itself; else they are
-            divided.
+        share_episodes: every environment has all episodes, and begins none by itself, for a caller that deals them
+            out; else they are divided, and the next one begins where one is done.
     """
 
     def __init__(self, share_episodes: bool = False):
@@ -156,13 +156,12 @@ class VLNVectorEnvFactory(VectorEnvFactory):
             for index, part in enumerate(parts)
         )
         envs: Any  # VectorEnv knows nothing of `left_out`
+        options: Any = {"workers_ignore_signals": workers_ignore_signals, "auto_reset_done": not self.share_episodes}
         threads = int(os.environ.get("HABITAT_ENV_DEBUG", 0))
         if threads:
-            envs = ThreadedVectorEnv(make_env, arguments, workers_ignore_signals=workers_ignore_signals)
+            envs = ThreadedVectorEnv(make_env, arguments, **options)
         else:
             timeout = OmegaConf.select(config, "vlnr1.answer_timeout", default=600)
-            envs = VLNVectorEnv(
-                make_env, arguments, workers_ignore_signals=workers_ignore_signals, answer_timeout=float(timeout)
-            )
+            envs = VLNVectorEnv(make_env, arguments, answer_timeout=float(timeout), **options)
         envs.left_out = dataset.left_out
         return envs

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -97,6 +98,23 @@ def foreign(truth: GroundTruth, episode: VLNEpisode) -> str | None:
         if off > limit:
             return f"{word} {off:.1f} m from where the episode does, so it is another's"
     return None
+
+
+def path_digest(episode: VLNEpisode, expert: str, truth: GroundTruth | None = None) -> str:
+    """The same for two episodes if an expert is bound to see and do the same in them, whatever they are told.
+
+    That is: scene and start to the last bit, the goals (which decide whether a walk counts), and what is followed.
+
+    Args:
+        expert: a mode of `vlnr1_expert`.
+        truth: what is replayed, if it replays.
+    """
+    followed: Any = None if expert == "shortest_path" else episode.reference_path
+    if truth is not None:
+        followed = truth.actions, truth.looks, truth.locations.tolist()
+    start = episode.scene_id, episode.start_position, episode.start_rotation
+    goals = [goal.position for goal in episode.goals or []]
+    return sha256(json.dumps([start, goals, followed]).encode()).hexdigest()
 
 
 def ground_truth_or_reason(entry: dict[str, Any]) -> Any:

@@ -14,11 +14,12 @@ from habitat.core.dataset import EpisodeIterator
 from habitat.core.environments import GymHabitatEnv
 from habitat.core.simulator import AgentState
 from habitat.tasks.utils import cartesian_to_polar
+from habitat.tasks.vln.vln import VLNEpisode
 from habitat.utils.geometry_utils import quaternion_rotate_vector
 
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK
-from habitat_vlnr1.sim.episode_files import SAME, SAME_PLACE, GroundTruth
+from habitat_vlnr1.sim.episode_files import SAME, SAME_PLACE, GroundTruth, path_digest
 
 TRACE = "vlnr1_trace"
 
@@ -77,6 +78,13 @@ class VLNR1GymEnv(GymHabitatEnv):
     def episode_keys(self) -> list[tuple[str, str]]:
         """(scene_id, episode_id) of every episode this environment was made with."""
         return [(episode.scene_id, str(episode.episode_id)) for episode in self._env.episodes]
+
+    def episode_paths(self, expert: str) -> list[tuple[VLNEpisode, str]]:
+        """Every episode this environment was made with, and the `path_digest` of an expert's walk of it."""
+        dataset: Any = self._env._dataset  # a VLNCEDataset
+        episodes: list[Any] = self._env.episodes
+        truths = [dataset.ground_truth(e.episode_id) if expert == "ground_truth" else None for e in episodes]
+        return [(e, path_digest(e, expert, truth)) for e, truth in zip(episodes, truths, strict=True)]
 
     def keep_episodes(self, keys: Sequence[tuple[str, str]]) -> int:
         """Go through just these episodes from the next reset on; returns how many there are here.

@@ -71,6 +71,14 @@ def newly_lost(envs: Any, index: int) -> dict[Key, str]:
     return envs.take_lost(index) if isinstance(envs, VLNVectorEnv) else {}
 
 
+def reset_these(envs: VectorEnv, indices: Sequence[int]) -> list[Any]:
+    """What each of these environments sees at the beginning of its next episode; they reset at the same time, where
+    `VectorEnv.reset_at` waits for one after the other."""
+    for index in indices:
+        envs._connection_write_fns[index]((RESET_COMMAND, None))
+    return [envs._connection_read_fns[index]() for index in indices]
+
+
 @dataclass(frozen=True)
 class WorkerFailure:
     """What a worker sends instead of a result when it fails; `trace` where it is a fault of the program."""

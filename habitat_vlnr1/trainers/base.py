@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from habitat_vlnr1.config import import_modules
+from habitat_vlnr1.config import edited, import_modules
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.results import LeftOut, left_out_text
@@ -94,6 +95,18 @@ def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
         yield
 
 
+def on_own_gpu(config: DictConfig) -> DictConfig:
+    """The config with model and simulators on the GPU of this one of torchrun's processes; alone as configured, and a
+    simulator that renders without one (-1) stays so."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        return config
+    gpu = int(os.environ.get("LOCAL_RANK", 0)) % (torch.cuda.device_count() or count)
+    simulator = "habitat.simulator.habitat_sim_v0.gpu_device_id"
+    renders_on = gpu if config.habitat.simulator.habitat_sim_v0.gpu_device_id >= 0 else -1
+    return edited(config, **{"habitat_baselines.torch_gpu_id": gpu, simulator: renders_on})
+
+
 class VLNR1Trainer(PPOTrainer):
     """PPOTrainer's evaluation, environments and resume; the optimisation is the subclass's.
 
@@ -116,5 +129,6 @@ class VLNR1Trainer(PPOTrainer):
 
     def eval(self) -> None:
         """Habitat's evaluation; ends the command with `LEFT_OUT_STATUS` when episodes had to be left out."""
+        self.config = on_own_gpu(self.config)
         super().eval()
         exit_if_left_out(self.envs.left_out)

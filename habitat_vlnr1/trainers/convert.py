@@ -1,4 +1,5 @@
-"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures of records, submission files.
+"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures of records, submission files; and
+adapters merged into whole checkpoints.
 
 `vlnr1_convert` runs one conversion, named by `vlnr1.convert.to`. It writes into its output folder only, goes on where
 it was interrupted, and refuses a folder that was made from something else.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -20,16 +22,19 @@ from tqdm import tqdm
 
 from habitat_vlnr1.config import action_space, edited, plain, records_of
 from habitat_vlnr1.episode_writer import EpisodeWriter, claim_folder
-from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
+from habitat_vlnr1.interchange.lerobot import write_lerobot
 from habitat_vlnr1.interchange.parquet import ParquetEpisodes, columns, write_parquet
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.interchange.submission import write_submission
-from habitat_vlnr1.prompt import get_template
+from habitat_vlnr1.interchange.trl_rows import write_trl
+from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import Episode, RecordError, Records, VLNEgo, summarize
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.base import register_trainer
+from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, is_adapter, origin
 
 SOURCE = "source.json"  # in an output folder: what it was made from
 
@@ -86,7 +91,22 @@ def to_view(config: DictConfig) -> None:
 
 def to_sharegpt(config: DictConfig) -> None:
     """A VLN-Ego folder as LLaMA-Factory trains on it."""
-    source, output = folders(config, "{input}_sharegpt")
+    ego, output, template, made_with = asked(config, "sharegpt")
+    records, space = records_of(config, [ego]), ego.space or action_space(config)
+    write_sharegpt(records, template, space, output, name_of(ego.root))
+    describe(config, ego, output, "sharegpt", **made_with)
+
+
+def to_trl(config: DictConfig) -> None:
+    """A VLN-Ego folder as `trl sft` and `trl grpo` train on it."""
+    ego, output, template, made_with = asked(config, "trl")
+    write_trl(records_of(config, [ego]), template, ego.space or action_space(config), output)
+    describe(config, ego, output, "trl", **made_with)
+
+
+def asked(config: DictConfig, to: str) -> tuple[VLNEgo, Path, PromptTemplate, dict[str, Any]]:
+    """What a form with a prompt in every record is made from: data, folder, template, settings for its card."""
+    source, output = folders(config, f"{{input}}_{to}")
     ego = VLNEgo(source)
     options = config.vlnr1
     made_with = {
@@ -96,9 +116,8 @@ def to_sharegpt(config: DictConfig) -> None:
         "template": options.convert.template,
     }
     template = get_template(options.convert.template)
-    claim(output, ego, to="sharegpt", **made_with)
-    write_sharegpt(records_of(config, [ego]), template, ego.space or action_space(config), output, name_of(source))
-    describe(config, ego, output, "sharegpt", **made_with)
+    claim(output, ego, to=to, **made_with)
+    return ego, output, template, made_with
 
 
 def to_parquet(config: DictConfig) -> None:
@@ -108,6 +127,15 @@ def to_parquet(config: DictConfig) -> None:
     claim(output, ego, to="parquet", columns=list(columns()))
     write_parquet(ego, output)
     describe(config, ego, output, "parquet")
+
+
+def to_lerobot(config: DictConfig) -> None:
+    """A VLN-Ego folder in LeRobot's dataset format."""
+    source, output = folders(config, "{input}_lerobot")
+    ego = VLNEgo(source)
+    claim(output, ego, to="lerobot")
+    write_lerobot(ego, output)
+    describe(config, ego, output, "lerobot")
 
 
 def claim(output: Path, ego: VLNEgo, **made_with: Any) -> None:
@@ -126,7 +154,9 @@ def to_vln_ego(config: DictConfig) -> None:
         raise VLNR1Error("vlnr1.convert.output must be named, such as data/vln_ego/released/train")
     source, output = folders(config, "")
     if (source / "meta.json").is_file():
-        raise RecordError(f"{source} is a VLN-Ego folder already; vlnr1.convert.to={{card, view, sharegpt, parquet}}")
+        raise RecordError(
+            f"{source} is a VLN-Ego folder already; vlnr1.convert.to={{card, view, sharegpt, trl, parquet, lerobot}}"
+        )
     meta, episodes, skipped, recorded = opened(config, source)
     first = next(episodes, None)
     if first is None:
@@ -174,6 +204,31 @@ def opened(
     return meta, released.episodes(), released.skipped, None
 
 
+def to_merged(config: DictConfig) -> None:
+    """An adapter and all that it stands on, as one whole checkpoint: `<input>_merged`."""
+    from habitat_vlnr1.lvlm import checkpoint  # with torch and Transformers, which no other conversion needs
+
+    options = config.vlnr1.convert
+    source = checkpoint.resolve(options.input)
+    card = checkpoint.read_card(source)
+    if not is_adapter(source) or card is None:
+        raise CheckpointError(
+            f"{source} is no adapter of ours ({ADAPTER_FILE} and {CARD_FILE}): name one, or a run's checkpoints, with "
+            "vlnr1.convert.input"
+        )
+    output = Path(options.output or f"{source}_merged")
+    made_from = origin(source, output)
+    if output.exists():
+        there = checkpoint.read_card(output)
+        if there is None or there.info.get("merged", {}).get("weights") != made_from["weights"]:
+            raise CheckpointError(f"{output} was made from something else: choose another vlnr1.convert.output")
+        print(f"merged: {output} is there already")
+        return
+    model, processor = checkpoint.load(source)
+    info = {key: value for key, value in card.info.items() if key != "start"} | {"merged": made_from}
+    print(f"merged: {checkpoint.save(output, model, processor, replace(card, info=info))}")
+
+
 def to_submission(config: DictConfig) -> None:
     """A leaderboard's file from an evaluation's results folder `<policy>/<split>`."""
     kind = config.vlnr1.convert.to.removesuffix("_submission")
@@ -201,7 +256,10 @@ CONVERSIONS = {
     "view": to_view,
     "vln_ego": to_vln_ego,
     "sharegpt": to_sharegpt,
+    "trl": to_trl,
     "parquet": to_parquet,
+    "lerobot": to_lerobot,
+    "merged": to_merged,
     "r2r_submission": to_submission,
     "rxr_submission": to_submission,
 }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class DAggerTrainer(VLNR1Trainer):
             leave_processes,
             open_records,
         )
+        from habitat_vlnr1.trainers.processes import by_one
         from habitat_vlnr1.trainers.sft_fit import fit
 
         # What the config gets wrong is said before any work.
@@ -74,21 +76,23 @@ class DAggerTrainer(VLNR1Trainer):
             for number, rule in enumerate(rules, start=1):
                 config = round_config(self.config, number)
                 folder = config.habitat_baselines.checkpoint_folder
-                if not last_checkpoint(folder, config.vlnr1.sft.max_steps)[1]:
+                if not last_checkpoint(folder, config.vlnr1.sft)[1]:
                     print(f"DAgger round {number} of {len(rules)}, from {start}")
-                    walk = config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT)
-                    if walk and state.is_main_process:
-                        roll_in(self, self.config, number, rule, start)
-                state.wait_for_everyone()
+                    by_one("walks and labels episodes", partial(self._roll_in, config, number, rule, start))
                 records = open_records(config, [(source, SPLIT) for source in config.vlnr1.data.sources])
                 fit(config, start, records, stage="dagger")  # a finished round is only compared
-                state.wait_for_everyone()
+                state.wait_for_everyone()  # the main process writes the last checkpoint's card
                 newest = newest_checkpoint(folder)
                 assert newest is not None, "a training saves at its last step"
                 start = newest
         leave_processes(state)
         if self.config.vlnr1.sft.evaluate:
             self.eval()
+
+    def _roll_in(self, config: DictConfig, number: int, rule: dict[str, Any], start: str) -> None:
+        """The walks of a round, where they are not there yet; `config` is the round's."""
+        if config.vlnr1.dagger.episodes > 0 and not is_exported(config, SPLIT):
+            roll_in(self, self.config, number, rule, start)
 
 
 def schedule(config: DictConfig) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 `vlnr1_export` walks with the expert sensor (`vlnr1_expert`) in `num_environments` worker processes. Frames are JPEGs,
 one per step; an episode's line is written when it is whole, so an interrupted export goes on where it stopped.
+A path is walked once: episodes that differ in their instruction alone share its frames.
 
 `vlnr1.export.num_shards` processes, on as many machines as you like, may fill one folder together: each walks the
 scenes of its own `vlnr1.export.shard` and writes `episodes-<shard>.jsonl` and `summary-<shard>.json`.
@@ -88,7 +89,7 @@ def export_meta(config: DictConfig, split: str) -> dict[str, Any]:
         "described": bool(export.describe),
         "jpeg_quality": export.jpeg_quality,
     }
-    meta |= depth_meta(config)
+    meta |= depth_meta(config) | ({"packed": True} if export.pack else {})
     meta |= {key: list(dataset[key]) for key in ("roles", "languages") if key in dataset}
     return meta | ({"num_shards": export.num_shards} if export.num_shards > 1 else {})
 
@@ -167,7 +168,7 @@ def walk_split(
         print(error)
         return {}, []
     try:
-        walkers = Walkers(trainer.envs, writer, config)
+        walkers = Walkers(trainer.envs, writer, config, share=True)
         walkers.walk_all()
     finally:
         trainer.envs.close()
@@ -197,6 +198,7 @@ def write_summary(root: Path, shard: str, summary: dict[str, Any]) -> None:
 def merged(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """One summary of all shards. Entries that no shard could read stand in each of theirs, and once here."""
     actions = sum((Counter(summary["actions"]) for summary in summaries), Counter())
+    walks = sum(summary.get("walks", summary["episodes"]) for summary in summaries)
     left_out = dict.fromkeys(LeftOut(**entry) for summary in summaries for entry in summary["left_out"])
     return {
         **{key: sum(summary[key] for summary in summaries) for key in ("episodes", "records", "looks_skipped")},
@@ -204,6 +206,7 @@ def merged(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         "actions": {name: actions[name] for name in summaries[0]["actions"]},
         "skipped": {name: why for summary in summaries for name, why in summary["skipped"].items()},
         "left_out": [entry._asdict() for entry in left_out],
+        **({"walks": walks} if any("walks" in summary for summary in summaries) else {}),
     }
 
 
@@ -219,7 +222,8 @@ def described(config: DictConfig) -> DictConfig:
 def print_summary(name: str, summary: dict[str, Any]) -> None:
     total = sum(summary["actions"].values())
     actions = ", ".join(f"{key} {count} ({count / max(total, 1):.0%})" for key, count in summary["actions"].items())
-    print(f"{name}: {summary['episodes']} episodes, {summary['records']} records; actions: {actions}")
+    shared = f" of {summary['walks']} walks" if "walks" in summary else ""
+    print(f"{name}: {summary['episodes']} episodes{shared}, {summary['records']} records; actions: {actions}")
     reasons = Counter(reason.split(":")[0] for reason in summary["skipped"].values())
     print(f"{name}: skipped {len(summary['skipped'])}" + "".join(f"; {n} × {why}" for why, n in reasons.items()))
     if summary["looks_skipped"]:

@@ -2,36 +2,95 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from habitat_vlnr1.config import action_space, asked_with, plain, records_of, trained_card
+from habitat_vlnr1.config import (
+    NO_MASTERS,
+    accumulation,
+    action_space,
+    asked_with,
+    export_folder,
+    plain,
+    records_of,
+    rft_arguments,
+    trained_card,
+)
 from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
 from habitat_vlnr1.files import differences, read_json
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Records, VLNEgo
 from habitat_vlnr1.sim.task_files import task_identity
+from habitat_vlnr1.trainers.export import export_if_missing, is_exported
+from habitat_vlnr1.trainers.processes import by_one
 from habitat_vlnr1.weights import check_whole, folder_fingerprint, is_adapter, not_finite, resume_problem
+
+if TYPE_CHECKING:
+    from habitat_vlnr1.trainers.base import VLNR1Trainer
+
+
+def export_missing(trainer: VLNR1Trainer, config: DictConfig, splits: Sequence[str]) -> None:
+    """Export the splits that a training needs, or make sure that what is there is of the configured task.
+
+    An export may take hours and needs no GPU: several processes ask for it instead of letting all but one wait.
+
+    Raises:
+        MissingFileError: of several processes, with the command that exports.
+        RecordError: what is there is of other episodes.
+    """
+    missing = [split for split in dict.fromkeys(splits) if not is_exported(config, split)]
+    if missing and PartialState().num_processes > 1:
+        folders = ", ".join(str(export_folder(config, split)) for split in missing)
+        raise MissingFileError(
+            f"{folders}: not exported (to its end), and {PartialState().num_processes} processes do not wait for one "
+            f"that exports. Run first, alone: {export_command(missing)}"
+        )
+
+    def work() -> None:
+        for split in dict.fromkeys(splits):
+            export_if_missing(trainer, config, split)
+
+    by_one("compares the exported data with the task's files", work)
+
+
+def export_command(splits: Sequence[str]) -> str:
+    """The running command, made to export."""
+    chosen = [f"vlnr1.export.splits=[{','.join(splits)}]", "habitat_baselines.trainer_name=vlnr1_export"]
+    if not HydraConfig.initialized():
+        return f"the same config with {' '.join(chosen)}"
+    hydra = HydraConfig.get()
+    options = shlex.join([f"--config-name={hydra.job.config_name}", *hydra.overrides.task, *chosen])
+    return f"python -m habitat_baselines.run {options}"
 
 
 def open_records(config: DictConfig, folders: Sequence[tuple[str, str]]) -> Records:
     """Exported (source, split)s as one, seen with the configured memory and number of actions; their frames are
     checked, by one process per machine."""
     egos = [VLNEgo(Path(config.vlnr1.data.root) / source / split) for source, split in folders]
-    with PartialState().local_main_process_first():
+
+    def work() -> None:
         for ego in egos:
             ego.check_frames()
+
+    by_one("checks the frames", work, on_each_machine=True)
     return records_of(config, egos)
 
 
@@ -65,7 +124,7 @@ def join_processes(config: DictConfig) -> PartialState:
 
 
 def leave_processes(state: PartialState) -> None:
-    """End the common work; what follows (evaluation) is the main process's alone, and may take long."""
+    """End the common work; in what follows (evaluation) nobody waits for anybody."""
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()
@@ -81,7 +140,8 @@ FREE = (
     "evaluate", "start", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps",
     "eval_steps", "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor",
     "per_device_train_batch_size",
-    "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "tf32", "deepspeed",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size", "gradient_checkpointing", "bf16",
+    "tf32", "deepspeed",
 )  # fmt: skip
 """Keys of `vlnr1.sft` and `vlnr1.rft` that a run may go on with changed: how long, how often, on which machine."""
 
@@ -94,15 +154,17 @@ def training_run(config: DictConfig, stage: str, start: str, folders: Sequence[P
         start: checkpoint or hub id.
         folders: exported data.
     """
-    options = plain(config.vlnr1["rft" if stage == "rft" else "sft"])
-    per_step = options.get("per_device_train_batch_size", 8) * options.get("gradient_accumulation_steps", 1)
+    key = "rft" if stage == "rft" else "sft"
+    options = plain(config.vlnr1[key])
+    count = PartialState().num_processes
+    per_step = config.vlnr1[key].per_device_train_batch_size * accumulation(config, key, count)
     run = {
         "seed": config.habitat.seed,
         "start": folder_fingerprint(start) or start,
         "lora": plain(config.vlnr1.model.lora) if config.vlnr1.model.lora else None,
         "freeze_vision": config.vlnr1.model.freeze_vision,
         "label_offset": config.vlnr1.data.label_offset,
-        "rows_per_step": per_step * PartialState().num_processes,
+        "rows_per_step": per_step * count,
         "data": {f"{folder.parent.name}/{folder.name}": lines_digest(folder) for folder in folders},
         "settings": {key: value for key, value in options.items() if key not in FREE},
     }
@@ -126,47 +188,55 @@ def lines_digest(folder: Path) -> str:
 
 
 def last_checkpoint(
-    folder: str | Path, max_steps: int, card: checkpoint.ModelCard | None = None
+    folder: str | Path, options: Mapping[str, Any], card: checkpoint.ModelCard | None = None
 ) -> tuple[str | None, bool]:
     """The checkpoint that a run goes on from, and whether that is its last; (None, False) where there is none yet.
 
     A newer one that is broken (a full disk, a loss of power, a copy that was stopped) is set aside, with a line.
 
     Args:
-        max_steps: of the run; -1: as many as it was planned with.
+        options: `vlnr1.sft` or `vlnr1.rft`, whose `max_steps` (-1: `num_train_epochs`) says where a run ends.
         card: of the checkpoints that this training would write; None: not compared.
 
     Raises:
         CheckpointError: none of them is whole, or it is of another training.
     """
+    path, finished = by_one("looks at the checkpoints", lambda: _last_checkpoint(folder, options, card))
+    return path, finished
+
+
+def _last_checkpoint(
+    folder: str | Path, options: Mapping[str, Any], card: checkpoint.ModelCard | None
+) -> tuple[str | None, bool]:
     broken: dict[str, str] = {}
-    with PartialState().main_process_first():
-        for path in checkpoint.checkpoints(folder):
-            try:
-                finished = _is_finished(Path(path), max_steps)
-            except CheckpointError as problem:
-                broken[path] = str(problem)
-                continue
-            for other, why in broken.items():
-                print(f"{why}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
-            if card is not None:
-                _check_same_training(Path(path), card)
-            return path, finished
+    for path in checkpoint.checkpoints(folder):
+        try:
+            finished = _is_finished(Path(path), options)
+        except CheckpointError as problem:
+            broken[path] = str(problem)
+            continue
+        for other, why in broken.items():
+            print(f"{why}. Going on from {path}; the broken one is now {_set_aside(Path(other))}")
+        if card is not None:
+            _check_same_training(Path(path), card)
+        return path, finished
     if broken:
         newest = next(iter(broken.values()))
         raise CheckpointError(f"{newest}. No older one is whole: delete them to start over")
     return None, False
 
 
-def _is_finished(folder: Path, max_steps: int) -> bool:
+def _is_finished(folder: Path, options: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is the run's last; CheckpointError where training cannot go on from it."""
     checkpoint.read_card(folder)
     state = read_json(folder / "trainer_state.json", f"restore the file or delete {folder}", CheckpointError)
-    for key in ("global_step", "max_steps"):
-        if not isinstance(state.get(key), int):
+    for key in ("global_step", "epoch"):
+        if isinstance(state.get(key), bool) or not isinstance(state.get(key), int | float):
             raise CheckpointError(f"{folder / 'trainer_state.json'}: no {key}")
     check_whole(folder)
-    finished = state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+    # The steps that were planned (the file's max_steps) are those of the epochs of then.
+    done, wanted = ("global_step", "max_steps") if options["max_steps"] > 0 else ("epoch", "num_train_epochs")
+    finished = state[done] >= options[wanted]
     problem = None if finished else resume_problem(folder)
     if problem:
         raise CheckpointError(f"{folder}: {problem}")
@@ -189,6 +259,8 @@ def _check_same_training(folder: Path, card: checkpoint.ModelCard) -> None:
         now["info"].pop("run", None)
     for one in (there, now):
         one["info"].pop("start", None)  # where it lay; its weights are compared
+    if written.jpeg_quality is None:  # a card of an older version does not say
+        now["jpeg_quality"] = None
     changed = differences(there, now)
     if changed:
         raise CheckpointError(
@@ -197,20 +269,40 @@ def _check_same_training(folder: Path, card: checkpoint.ModelCard) -> None:
         )
 
 
-def load_for_training(config: DictConfig, start: str, last: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model that training goes on with: the run's last checkpoint, or the one that it starts from.
+def load_for_training(
+    config: DictConfig, start: str, last: str | None, make_arguments: Callable[[DictConfig], Any]
+) -> tuple[PreTrainedModel, ProcessorMixin, Any]:
+    """The model that training goes on with, its processor, and TRL's arguments. The model is that of the run's last
+    checkpoint, or the one that it starts from.
 
     The Trainer resumes optimizer, schedule and data order, but not these weights: checkpoints name Qwen2-VL's
     parameters as released, the model in memory names them otherwise, and unmatched names are only warned about. An
     adapter's weights it does resume, on top of the starting model.
+
+    With ZeRO-3 each process holds its part alone, from the first byte: while the arguments live, Transformers parts
+    what it loads.
     """
     source = last if last is not None and config.vlnr1.model.lora is None else start
-    model, processor = checkpoint.load(source, dtype=config.vlnr1.model.dtype)
+    parted = is_zero3(config) and PartialState().num_processes > 1
+    loaded = whole_model(config, source) if parted else source
+    arguments = make_arguments(config) if parted else None
+    ours = config.vlnr1.model
+    model, processor = checkpoint.load(loaded, dtype=ours.dtype, attn_implementation=ours.attn_implementation)
+    model.name_or_path = source
     share_prefixes(model)
     use_cores(config)
-    if config.vlnr1.model.freeze_vision:
+    if ours.freeze_vision:
         model.model.visual.requires_grad_(False)
-    return model.train(), processor
+    arguments = arguments or make_arguments(config)
+    if ours.lora is None and model.dtype != torch.float32 and not (arguments.deepspeed and arguments.bf16):
+        stage = "rft" if make_arguments is rft_arguments else "sft"
+        raise VLNR1Error(f"{start}: {NO_MASTERS.format(dtype=model.dtype, stage=stage)}")
+    return model.train(), processor, arguments
+
+
+def is_zero3(config: DictConfig) -> bool:
+    """Whether weights are parted among processes."""
+    return config.vlnr1.deepspeed is not None and config.vlnr1.deepspeed.zero_optimization.stage == 3
 
 
 def whole_model(config: DictConfig, start: str) -> str:
@@ -220,12 +312,39 @@ def whole_model(config: DictConfig, start: str) -> str:
     if not is_adapter(start):
         return start
     folder = Path(config.habitat_baselines.checkpoint_folder).parent / "reference"
-    with PartialState().main_process_first():
+
+    def merge() -> None:
         card = checkpoint.read_card(folder)
         if card is None or card.info["start"]["weights"] != folder_fingerprint(start):
             model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
             checkpoint.save(folder, model, processor, trained_card(config, "reference", start, folder))
+
+    by_one(f"merges {start}", merge)
     return str(folder)
+
+
+def optimise(trainer: Any, last: str | None) -> list[dict[str, float]]:
+    """Train, from the run's newest checkpoint on where there is one; returns what was logged."""
+    trainer.train(resume_from_checkpoint=last)
+    trainer.accelerator.free_memory()  # DeepSpeed's engine has hooks on the model
+    return trainer.state.log_history
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """What a training in here has set up is gone afterwards: its model, and ZeRO-3's word to Transformers to part
+    whatever is loaded among all processes. Keep no trainer beyond it.
+    """
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        AcceleratorState._reset_state()  # it keeps DeepSpeed's settings, and so the arguments of this training
+        if "deepspeed.runtime.zero.parameter_offload" in sys.modules:
+            sys.modules["deepspeed.runtime.zero.parameter_offload"].FWD_MODULE_STACK.clear()  # it keeps every model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class StopsWhenDiverged:

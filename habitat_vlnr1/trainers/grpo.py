@@ -31,6 +31,7 @@ from habitat_vlnr1.errors import CheckpointError
 from habitat_vlnr1.lvlm.checkpoint import why_not_finite
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
+from habitat_vlnr1.lvlm.letters import letters_alone
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.records import Record, Records
 from habitat_vlnr1.rewards import matches
@@ -266,14 +267,17 @@ class GroupTrainer(RecordTrainer):
         starts = (batch.pop("labels") != IGNORED).int().argmax(1).tolist()
         letters = [self.decoder.grammar.decisions(answer) for answer in answers]
         places = [[start + place - 1 for place, _ in own] for start, own in zip(starts, letters, strict=True)]
-        columns = sorted({column for own in places for column in own})
+        positions = sorted({position for own in places for position in own})
+        ids = sorted({token for own in letters for _, choices in own for token in choices})
         device = self.accelerator.device
-        with self.accelerator.autocast():
-            out = model(**batch, logits_to_keep=torch.tensor(columns, device=device), use_cache=False)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        with self.accelerator.autocast(), letters_alone(head, ids) as columns:
+            out = model(**batch, logits_to_keep=torch.tensor(positions, device=device), use_cache=False)
+        column = dict(zip(ids, columns, strict=True))
         scores = []
         for logits, answer, own, at in zip(out.logits, answers, letters, places, strict=True):
-            rows = torch.tensor([columns.index(column) for column in at], device=device)
-            among = torch.tensor([choices for _, choices in own], device=device)
+            rows = torch.tensor([positions.index(position) for position in at], device=device)
+            among = torch.tensor([[column[token] for token in choices] for _, choices in own], device=device)
             four = logits[rows].gather(1, among).float().div(self.temperature).log_softmax(-1)
             chosen = [choices.index(answer[place]) for place, choices in own]
             where = torch.tensor([place for place, _ in own], device=device)

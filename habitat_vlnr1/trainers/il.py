@@ -6,6 +6,7 @@ episodes. The configured observation transforms run on them as they do in the si
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import check_sources, registered_policy
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
+from habitat_vlnr1.frame_files import decode_picture, read_picture
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
@@ -122,14 +124,13 @@ class Episodes(Dataset):
 
 
 def _pixels(path: Path) -> torch.Tensor:
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB")))
+    return torch.from_numpy(decode_picture(read_picture(path)))
 
 
 def _depth(root: Path, episode: Episode, step: int) -> torch.Tensor:
     path = root / episode.depth(step)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_picture(path))) as image:
             return torch.from_numpy(np.array(image, dtype=np.float32)[..., None] / 65535)
     except OSError as error:
         raise RecordError(f"{path}: no readable depth image ({error}); delete the folder and export again") from None

@@ -31,7 +31,7 @@ from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
 from habitat_vlnr1.sim.episode_files import SAME
-from habitat_vlnr1.sim.vector_env import newly_lost
+from habitat_vlnr1.sim.vector_env import newly_lost, reset_these
 from habitat_vlnr1.trainers.grpo import GroupTrainer
 
 Key = tuple[str, str]  # scene_id, episode_id
@@ -56,7 +56,8 @@ class Walkers:
     then answers for all.
 
     Args:
-        envs: its environments have all episodes, the method `keep_episodes` and the measures of `MEASURES`.
+        envs: its environments have all episodes, the method `keep_episodes` and the measures of `MEASURES`, and begin
+            no episode by themselves (`share_episodes` of the factory).
         transforms: observation transforms, the memory among them.
         execute_horizon: actions of an answer that are executed before the next question.
 
@@ -94,18 +95,17 @@ class Walkers:
                     finished = queues[index].popleft()
                     self.left_out |= newly_lost(self.envs, index)
                     self._measure(finished, info)
-                    if not queues[index]:
-                        del queues[index]
-                    elif queues[index][0].key != finished.key:
+                    if queues[index]:
                         begun[index] = queues[index][0]
-                    # else the environment has started the same episode again by itself
+                    else:
+                        del queues[index]
             seen |= self._begin(begun)
 
     def _begin(self, walks: dict[int, Walk]) -> dict[int, Any]:
-        """Start a walk in each of these environments; returns what they see."""
+        """Start a walk in each of these environments, side by side; returns what they see."""
         for index, walk in walks.items():
             self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
-        seen = {index: self.envs.reset_at(index)[0] for index in walks}
+        seen = dict(zip(walks, reset_these(self.envs, list(walks)), strict=True))
         for index, walk in walks.items():
             self.left_out |= newly_lost(self.envs, index)
             why = None if walk.key in self.left_out else self.envs.call_at(index, "why_unusable")

@@ -13,12 +13,9 @@ from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 from habitat_vlnr1.config import check_sources, edited, reward_functions, rft_arguments
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
-from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, only_trainer, register_trainer
-from habitat_vlnr1.trainers.export import export_if_missing
+from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, on_own_gpu, only_trainer, register_trainer
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
-    from accelerate import PartialState
-
     from habitat_vlnr1.trainers.rft_fit import Online, Recorded
 
 
@@ -46,7 +43,7 @@ class RFTTrainer(VLNR1Trainer):
         left_out: list[LeftOut] = []
         with only_trainer(config.habitat_baselines.checkpoint_folder, state.is_main_process):
             if config.vlnr1.rft.online is None:
-                fit(config, start, self._recorded(state))
+                fit(config, start, self._recorded())
             else:
                 task = self._online()
                 try:
@@ -58,22 +55,19 @@ class RFTTrainer(VLNR1Trainer):
                 for line in left_out_text(left_out):
                     print(f"left out of the training: {line}")
         leave_processes(state)
-        if state.is_main_process and config.vlnr1.rft.evaluate:
+        if config.vlnr1.rft.evaluate:
             self.eval()
-        if state.is_main_process:
+        if state.num_processes == 1:  # of several, one that ends with a status of its own ends the others' evaluation
             exit_if_left_out(left_out)
 
-    def _recorded(self, state: PartialState) -> Recorded:
+    def _recorded(self) -> Recorded:
         """Records drawn from each source, after the export of what is missing."""
-        from habitat_vlnr1.trainers.fitting import open_records
+        from habitat_vlnr1.trainers.fitting import export_missing, open_records
         from habitat_vlnr1.trainers.rft_fit import Recorded, draw_records
 
         config, rft = self.config, self.config.vlnr1.rft
         own, folders = config.vlnr1.data.source, self._folders()
-        for source, split in folders:
-            if state.is_main_process and source == own:
-                export_if_missing(self, config, split)
-        state.wait_for_everyone()
+        export_missing(self, config, [split for source, split in folders if source == own])
         records = open_records(config, folders)
         wanted = [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)]
         *train, held_out = draw_records(records, wanted, rft.keep_straight, config.habitat.seed)
@@ -89,9 +83,9 @@ class RFTTrainer(VLNR1Trainer):
         from habitat_vlnr1.trainers.online import Walkers
         from habitat_vlnr1.trainers.rft_fit import Online, rows_for_walks
 
-        config, online = self.config, self.config.vlnr1.rft.online
+        online = self.config.vlnr1.rft.online
         config = edited(
-            config,
+            on_own_gpu(self.config),
             **{
                 "habitat.dataset.split": "train",
                 "habitat_baselines.num_environments": online.num_environments,

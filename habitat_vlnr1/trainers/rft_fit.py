@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import ProcessorMixin
 
 from habitat_vlnr1.config import (
     action_space,
+    batch_text,
     lora,
     prompt_encoder,
     reward_functions,
@@ -33,6 +35,8 @@ from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     last_checkpoint,
     load_for_training,
+    nothing_left,
+    optimise,
     training_run,
     whole_model,
 )
@@ -170,17 +174,19 @@ def make_trainer(
         task: what is trained on.
         card: for its checkpoints; None: one that says nothing about the run.
     """
-    model, processor = load_for_training(config, start, last)
-    if config.vlnr1.model.lora is None and config.vlnr1.rft.beta > 0:
-        # TRL loads the reference from here, and knows no adapters.
-        model.config._name_or_path = whole_model(config, start)
+    # TRL loads the reference from here, and knows no adapters.
+    has_reference = config.vlnr1.model.lora is None and config.vlnr1.rft.beta > 0
+    reference = whole_model(config, start) if has_reference else None
+    model, processor, arguments = load_for_training(config, start, last, rft_arguments)
+    if reference is not None:
+        model.config._name_or_path = reference
     encoder = prompt_encoder(config, processor)
     # TRL pads prompts on the left, and takes their image places from the processor: it must pad on the same side.
     processor.tokenizer.padding_side = "left"
     shared: dict[str, Any] = {
         "model": model,
         "reward_funcs": reward_functions(config),
-        "args": rft_arguments(config),
+        "args": arguments,
         "processing_class": processor,
         "peft_config": lora(config),
         "callbacks": [CardCallback(card or trained_card(config, "rft", start))],
@@ -202,17 +208,17 @@ def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
     folder = config.habitat_baselines.checkpoint_folder
     sources = () if isinstance(task, Online) else task.records.sources
     card = trained_card(config, "rft", start, run=training_run(config, "rft", start, [ego.root for ego in sources]))
-    last, finished = last_checkpoint(folder, config.vlnr1.rft.max_steps, card)
+    last, finished = last_checkpoint(folder, config.vlnr1.rft, card)
     if finished:
         print(f"RFT is finished: {last}")
         return
-    trainer = make_trainer(config, start, last, task, card)
-    print(f"RFT on {task} from {start}" + (f", going on from {last}" if last else ""))
-    with full_disk_is_said(config.habitat_baselines.checkpoint_folder):
-        trainer.train(resume_from_checkpoint=last)
-    if trainer.is_world_process_zero():
+    going_on = f", going on from {last}" if last else ""
+    print(f"RFT on {task} from {start}{going_on}; {batch_text(config, 'rft')}")
+    with nothing_left(), full_disk_is_said(folder):
+        history = optimise(make_trainer(config, start, last, task, card), last)
+    if PartialState().is_main_process:
         picture = Path(folder).parent / "curves.png"
-        draw_curves(trainer.state.log_history, picture)
+        draw_curves(history, picture)
         print(f"RFT reward: {picture}")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from habitat_vlnr1.config import check_sources, sft_arguments
 from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
-from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
 
@@ -25,7 +24,7 @@ class SFTTrainer(VLNR1Trainer):
             print_plan(self.config, "sft")
             return
         # TRL takes seconds to import, and every Habitat run registers this module.
-        from habitat_vlnr1.trainers.fitting import join_processes, leave_processes, open_records
+        from habitat_vlnr1.trainers.fitting import export_missing, join_processes, leave_processes, open_records
         from habitat_vlnr1.trainers.sft_fit import fit, starting_model
 
         # What the config gets wrong is said before any work.
@@ -34,13 +33,9 @@ class SFTTrainer(VLNR1Trainer):
         check_sources(self.config, [(source, SPLIT) for source in sources])
         state = join_processes(self.config)
         with only_trainer(self.config.habitat_baselines.checkpoint_folder, state.is_main_process):
-            if state.is_main_process and self.config.vlnr1.data.source in sources:
-                export_if_missing(self, self.config, SPLIT)
-            state.wait_for_everyone()
+            if self.config.vlnr1.data.source in sources:
+                export_missing(self, self.config, [SPLIT])
             records = open_records(self.config, [(source, SPLIT) for source in sources])
-            if state.is_main_process:
-                starting_model(self.config, records)
-            state.wait_for_everyone()
             fit(self.config, starting_model(self.config, records), records)
         leave_processes(state)
         if self.config.vlnr1.sft.evaluate:

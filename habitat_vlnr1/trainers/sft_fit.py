@@ -9,7 +9,7 @@ import trl
 from datasets import Dataset
 from omegaconf import DictConfig
 
-from habitat_vlnr1.config import action_space, lora, plain, prompt_encoder, sft_arguments, trained_card
+from habitat_vlnr1.config import action_space, batch_text, lora, plain, prompt_encoder, sft_arguments, trained_card
 from habitat_vlnr1.files import differences, full_disk_is_said
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
@@ -21,19 +21,26 @@ from habitat_vlnr1.trainers.fitting import (
     StopsWhenDiverged,
     last_checkpoint,
     load_for_training,
+    nothing_left,
+    optimise,
     training_run,
     use_cores,
 )
+from habitat_vlnr1.trainers.processes import by_one
 
 
 def starting_model(config: DictConfig, records: Records) -> str:
     """Folder or hub id that training starts from: `vlnr1.model.path` (of a run's folder the newest checkpoint), or a
-    tiny model, made and warmed up once."""
+    tiny model, made and warmed up once, by one process."""
     if config.vlnr1.model.path is not None:
         return checkpoint.resolve(config.vlnr1.model.path)
     folder = Path(config.vlnr1.run_dir) / "base"
-    if not folder.is_dir():
-        make_tiny(config, records, folder)
+
+    def make() -> None:
+        if not folder.is_dir():
+            make_tiny(config, records, folder)
+
+    by_one("makes the starting model", make)
     card = checkpoint.read_card(folder)
     build = plain(config.vlnr1.model.build)
     changed = differences(card.info["build"], build, "vlnr1.model.build") if card and "build" in card.info else []
@@ -68,14 +75,25 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
     run = training_run(config, stage, start, [ego.root for ego in records.sources])
     card = trained_card(config, stage, start, run=run)
-    last, finished = last_checkpoint(config.habitat_baselines.checkpoint_folder, config.vlnr1.sft.max_steps, card)
+    folder = config.habitat_baselines.checkpoint_folder
+    last, finished = last_checkpoint(folder, config.vlnr1.sft, card)
     if finished:
         print(f"SFT is finished: {last}")
         return
-    model, processor = load_for_training(config, start, last)
-    trainer = AnswerTrainer(
+    going_on = f", going on from {last}" if last else ""
+    print(f"SFT on {len(records)} records from {start}{going_on}; {batch_text(config, 'sft')}")
+    with nothing_left(), full_disk_is_said(folder):
+        optimise(make_trainer(config, start, last, records, card), last)
+
+
+def make_trainer(
+    config: DictConfig, start: str, last: str | None, records: Records, card: checkpoint.ModelCard
+) -> AnswerTrainer:
+    """The configured trainer; see `fit`."""
+    model, processor, arguments = load_for_training(config, start, last, sft_arguments)
+    return AnswerTrainer(
         model=model,
-        args=sft_arguments(config),
+        args=arguments,
         data_collator=SFTCollator(prompt_encoder(config, processor), records.__getitem__),
         train_dataset=index_dataset(
             records, config.vlnr1.sft.steps_per_row, config.vlnr1.sft.keep_straight, config.habitat.seed
@@ -84,9 +102,6 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         peft_config=lora(config),
         callbacks=[CardCallback(card)],
     )
-    print(f"SFT on {len(records)} records from {start}" + (f", going on from {last}" if last else ""))
-    with full_disk_is_said(config.habitat_baselines.checkpoint_folder):
-        trainer.train(resume_from_checkpoint=last)
 
 
 def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float = 1.0, seed: int = 0) -> Dataset:

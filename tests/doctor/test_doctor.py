@@ -15,7 +15,7 @@ from habitat_vlnr1.doctor import environment, model_data
 from habitat_vlnr1.doctor.findings import ERROR, OK, WARNING, guarded
 from habitat_vlnr1.doctor.task_data import TaskData, glb_problem
 from habitat_vlnr1.episode_writer import EpisodeWriter
-from habitat_vlnr1.jpeg import encode_jpeg
+from habitat_vlnr1.frame_files import encode_jpeg
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.records import Episode
 from habitat_vlnr1.trainers.doctor import examine

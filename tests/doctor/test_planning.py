@@ -9,11 +9,12 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from habitat_vlnr1.config import accumulation
 from habitat_vlnr1.doctor.host_memory import PROGRAM, SIMULATOR, WORKER, host_memory
 from habitat_vlnr1.doctor.model_sizes import Memory, Size, activations, architecture, empty_model, training_memory
 from habitat_vlnr1.doctor.planning import make_plan, print_plan
 from habitat_vlnr1.episode_writer import EpisodeWriter
-from habitat_vlnr1.jpeg import encode_jpeg
+from habitat_vlnr1.frame_files import encode_jpeg
 from habitat_vlnr1.records import Episode
 from tests.paths import CONFIGS
 
@@ -21,10 +22,10 @@ PARAMETERS = {"qwen2_vl_2b": 2_208_985_600, "qwen2_vl_7b": 8_291_375_616}  # of 
 SETUPS = {  # task, protocol, SFT's sources, RFT's sources, frame tokens
     "r2r": ("r2r", "r2r", ["r2r"], ["r2r"], 64),
     "rxr": ("rxr", "rxr", ["rxr"], ["rxr"], 70),
-    "r2r_rxr": ("r2r", "r2r", ["r2r", "rxr"], ["r2r", "rxr"], 64),
-    "cross_domain": ("rxr", "r2r", ["r2r"], ["rxr"], 64),
+    "r2r_rxr": ("r2r", "r2r", ["r2r", "rxr_r2r"], ["r2r", "rxr_r2r"], 64),
+    "cross_domain": ("rxr", "r2r", ["r2r"], ["rxr_r2r"], 64),
 }
-RECORDS = {"r2r": 630_000, "rxr": 1_200_000}
+RECORDS = {"r2r": 630_000, "rxr": 1_200_000, "rxr_r2r": 1_200_000}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def test_the_papers_presets(stage, setup, model, capsys):
     assert (ours.memory.strategy, ours.memory.budget, ours.prompt.num_actions) == ("long_short", 16, 6)
     options = ours[stage]
     assert options.deepspeed.zero_optimization.stage == 3 and options.bf16 and options.num_train_epochs == 1
-    batch = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    batch = options.per_device_train_batch_size, accumulation(config, stage, 8)
     plan = print_plan(config, stage)
     if stage == "sft":
         assert (options.learning_rate, options.lr_scheduler_type, options.warmup_steps) == (5e-6, "cosine", 0.1)
@@ -144,7 +145,7 @@ def test_exported_data_are_counted(monkeypatch):
     assert plan.records == {"embedded": (30, "exported")} and plan.frames_disk == 30 * 4096
     sft = config.vlnr1.sft
     assert plan.rows == 3 * -(-10 // sft.steps_per_row)
-    batch = sft.per_device_train_batch_size * sft.gradient_accumulation_steps * 2
+    batch = sft.per_device_train_batch_size * accumulation(config, "sft", 2) * 2
     assert plan.steps == int(np.ceil(plan.rows / batch * sft.num_train_epochs))
 
 
@@ -160,7 +161,8 @@ def test_host_memory_by_hand(monkeypatch, capsys):
     """Of the paper's SFT on eight GPUs with two workers, and of online RFT."""
     config = get_config("vlnr1_sft_paper.yaml", ["vlnr1.sft.dataloader_num_workers=2"], CONFIGS)
     host = make_plan(config, "sft").host
-    assert host.model == 2 * PARAMETERS["qwen2_vl_2b"] and host.program == PROGRAM
+    assert host.model == 2 * PARAMETERS["qwen2_vl_2b"] / 8  # ZeRO-3 loads its part
+    assert host.program == PROGRAM
     assert host.workers == 2 * (WORKER + 128 * 2**20)
     assert host.shared == 2 * 2 * 2 * (17 * 64 * 4) * (3 * 2 * 14 * 14 * 4)
     assert host.simulators == host.prompts == 0
@@ -168,9 +170,9 @@ def test_host_memory_by_hand(monkeypatch, capsys):
     print_plan(config, "sft")
     assert f"of 4 processes {4 * host.total / 2**30:.1f} GiB" in capsys.readouterr().out
     online = get_config("vlnr1_rft_online.yaml", [], CONFIGS)
-    host = host_memory(online, "rft", 0, 0, 14)
+    host = host_memory(online, "rft", 1, 0, 0, 14)
     assert host.simulators == online.vlnr1.rft.online.num_environments * SIMULATOR
-    rows = online.vlnr1.rft.per_device_train_batch_size * online.vlnr1.rft.gradient_accumulation_steps
+    rows = online.vlnr1.rft.per_device_train_batch_size * accumulation(online, "rft", 1)
     protocol = online.vlnr1.protocol
     assert host.prompts == rows * (online.vlnr1.memory.budget + 1) * protocol.width * protocol.height * 3
     assert host.shared == host.workers == 0

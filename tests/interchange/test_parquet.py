@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,6 +38,27 @@ def test_every_episode_and_every_byte_comes_back(ego, tmp_path, monkeypatch):
     for read, frames, depths in again:
         assert frames == [(ego.root / read.frame(i)).read_bytes() for i in range(len(read.actions))]
         assert depths == []
+
+
+def test_frames_that_episodes_share_are_in_one_row(tmp_path, monkeypatch):
+    writer = EpisodeWriter(tmp_path / "ego", META | {"packed": True})
+    writer.write(episode("1", [1, 0]), [jpeg(1), jpeg(2)])
+    writer.write(replace(episode("2", [1, 0]), frames_of="1"), [])
+    writer.close()
+    ego = VLNEgo(tmp_path / "ego")
+    write_parquet(ego, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out/data/train-00000.parquet").to_pylist()
+    assert [(row["frames_of"], len(row["frames"])) for row in rows] == [("", 2), ("1", 0)]
+    assert list(ParquetEpisodes(tmp_path / "out").episodes()) == [
+        (ego.episodes[0], [jpeg(1), jpeg(2)], []),
+        (ego.episodes[1], [], []),
+    ]
+    # Shards of the version before have no such column.
+    file = tmp_path / "out/data/train-00000.parquet"
+    table = pq.read_table(file).drop_columns(["frames_of"]).slice(0, 1)
+    told = json.loads(table.schema.metadata[parquet.ABOUT]) | {"episodes": 1}
+    pq.write_table(table.replace_schema_metadata({parquet.ABOUT: json.dumps(told)}), file)
+    assert [read for read, *_ in ParquetEpisodes(tmp_path / "out").episodes()] == ego.episodes[:1]
 
 
 def depth_png(level):

@@ -1,6 +1,7 @@
 """VLN-Ego as released (ShareGPT JSON): what is read is what was written, by its authors or by us."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -291,6 +292,23 @@ def test_our_own_files_are_read_back(tmp_path, offset):
         assert (read.scene, read.instruction) == (episode.scene, episode.instruction)
         assert read.actions[offset:] == episode.actions[offset:]
         assert frames[3 - 1].read_bytes() == (ego.root / episode.frame(2)).read_bytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_episodes_that_share_frames_are_told_apart(tmp_path, packed):
+    writer = EpisodeWriter(tmp_path / "ego", {"packed": packed})
+    first = Episode("1", "house", "Walk on.", (1, 3, 0))
+    writer.write(first, [jpeg(i) for i in range(3)])
+    writer.write(replace(first, episode_id="2", instruction="Go there.", frames_of="1"), [])
+    writer.close()
+    records = VLNEgo(tmp_path / "ego").records(make_memory("uniform", budget=16), 6)
+    write_sharegpt(records, get_template("vln_ego"), ActionSpace(), tmp_path / "out", "mine")
+    assert len(list((tmp_path / "out/frames").rglob("*.jpg"))) == 3
+    read = {episode.episode_id: (episode, frames) for episode, frames in read_sharegpt(tmp_path / "out").episodes()}
+    for walk in VLNEgo(tmp_path / "ego").episodes:
+        again, frames = read[walk.episode_id]
+        assert (again.instruction, again.actions) == (walk.instruction, walk.actions)
+        assert [frame.read_bytes() for frame in frames] == [jpeg(i) for i in range(3)]
 
 
 def test_the_folder_that_we_have_written_is_read_as_it_stands(tmp_path, records):

@@ -121,6 +121,7 @@ def test_errors_are_one_line_and_name_the_path(tmp_path):
         ('{"format": 1, "forward_step": 0.25}', "no key 'turn_angle'"),
         (json.dumps(CARD.to_json() | {"num_actions": "six"}), "num_actions is 'six'"),
         (json.dumps(CARD.to_json() | {"memory": None}), "memory is None"),
+        (json.dumps(CARD.to_json() | {"jpeg_quality": "high"}), "jpeg_quality is 'high'"),
     ],
 )
 def test_broken_card_is_named(tmp_path, content, message):

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from habitat import make_dataset
 from omegaconf import OmegaConf
@@ -14,7 +16,9 @@ from habitat_vlnr1.sim.datasets import (
     VLNCEDataset,
     VLNCEDatasetConfig,
 )
-from habitat_vlnr1.sim.episode_files import parse_episode
+from habitat_vlnr1.sim.episode_files import GroundTruth, parse_episode, path_digest
+
+EXPERTS = ("reference_path", "pursuit", "shortest_path", "ground_truth")
 
 
 def raw_episode(name=1, scene="mp3d/A/A.glb", **changes):
@@ -66,6 +70,60 @@ def test_reads_the_r2r_schema(tmp_path):
 def test_split_test_has_neither_goals_nor_path(tmp_path):
     dataset = load(tmp_path, [raw_episode(goals=None, reference_path=None, info=None)])
     assert dataset.episodes[0].goals == [] and dataset.episodes[0].reference_path == []
+
+
+def test_envdrop_and_scalevln_are_read_as_they_are_handed_on(tmp_path):
+    """EnvDrop is a split of VLN-CE's own, with ground truth; ScaleVLN has HM3D's scenes and no tokens."""
+    (tmp_path / "envdrop").mkdir()
+    words = {"instruction_text": "Walk past the bed. Stop there.", "instruction_tokens": [12, 9, 0, 0]}
+    augmented = [raw_episode(14_000 + n, trajectory_id=f"{n}_aug", instruction=words, info=None) for n in range(2)]
+    vocabulary = {"word_list": ["<pad>", "<unk>", "bed"], "word2idx_dict": {}, "itos": [], "num_vocab": 3}
+    write(tmp_path / "envdrop/envdrop.json.gz", {"episodes": augmented, "instruction_vocab": vocabulary})
+    truth = {"actions": [1, 0], "locations": [[0, 0.1, 2], [3, 0.1, 2]], "forward_steps": 1}
+    write(tmp_path / "envdrop/envdrop_gt.json.gz", {str(14_000 + n): truth for n in range(2)})
+    paths = {
+        key: str(tmp_path / f"{{split}}/{{split}}{end}.json.gz")
+        for key, end in (("data_path", ""), ("gt_path", "_gt"))
+    }
+    dataset = load(tmp_path, split="envdrop", **paths)
+    assert [(e.episode_id, e.trajectory_id) for e in dataset.episodes] == [("14000", "0_aug"), ("14001", "1_aug")]
+    assert dataset.left_out == [] and dataset.ground_truth("14001").actions == (1, 0)
+
+    scene = "hm3d/train/00800-TEEsavR23oF/TEEsavR23oF.basis.glb"
+    words = {"instruction_text": "Exit the bedroom.", "instruction_tokens": None}
+    scaled = [raw_episode(f"sv_{n}", scene, trajectory_id=None, instruction=words) for n in range(2)]
+    for number, vocabulary in enumerate(({}, None, {"word_list": []})):
+        file = tmp_path / f"scalevln_{number}.json.gz"
+        write(file, {"episodes": scaled, "instruction_vocab": vocabulary})
+        dataset = load(tmp_path, split="train", data_path=str(file))
+        assert [e.scene_id for e in dataset.episodes] == [f"scenes/{scene}"] * 2 and dataset.left_out == []
+        assert dataset.episodes[0].trajectory_id == "sv_0" and dataset.instruction_vocab is None
+
+
+@pytest.mark.parametrize(
+    ("change", "experts"),
+    [
+        ({"instruction": {"instruction_text": "Other."}, "trajectory_id": 9, "info": None}, EXPERTS),
+        ({"reference_path": [[0, 0.1, 2], [1, 0.1, 2], [3, 0.1, 2]]}, ("shortest_path", "ground_truth")),
+        ({"start_rotation": [0, 1, 0, 0]}, ()),
+        ({"start_position": [0, 0.1, 2.0000001]}, ()),
+        ({"goals": [{"position": [3, 0.1, 2.5]}]}, ()),
+        ({"scene_id": "mp3d/B/B.glb"}, ()),
+    ],
+)  # fmt: skip
+def test_two_episodes_share_a_walk_if_nothing_but_words_differs_for_the_expert(change, experts):
+    truth = GroundTruth(np.array([[0, 0.1, 2], [3, 0.1, 2.0]]), (1, 0))
+    one, other = parse_episode(raw_episode(1)), parse_episode(raw_episode(2) | change)
+    for expert in EXPERTS:
+        replayed = truth if expert == "ground_truth" else None
+        same = path_digest(one, expert, replayed) == path_digest(other, expert, replayed)
+        assert same == (expert in experts)
+    for other_truth in (
+        replace(truth, actions=(2, 0)),
+        replace(truth, looks=1),
+        replace(truth, locations=truth.locations + 1),
+    ):
+        assert path_digest(one, "ground_truth", truth) != path_digest(one, "ground_truth", other_truth)
 
 
 def test_unknown_keys_are_left_out():

@@ -8,7 +8,7 @@ from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.episode_writer import EpisodeWriter
-from habitat_vlnr1.jpeg import encode_jpeg
+from habitat_vlnr1.frame_files import encode_jpeg
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode

@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.trainers.fitting import check_start
 from habitat_vlnr1.trainers.rft_fit import make_trainer
 from habitat_vlnr1.weights import folder_fingerprint
 from tests.trainers.small_runs import LORA, furnish, inside, recorded, rft_config, run_rft, run_sft
+from tests.trainers.test_convert import convert
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,25 @@ def test_the_reference_is_the_start(sft, lora):
     if not lora:
         for name, weight in weights(sft).items():
             assert torch.equal(trainer.ref_model.state_dict()[name], weight), name
+
+
+def test_an_adapter_is_merged_into_a_whole_checkpoint(sft, tmp_path):
+    """What any other program loads; evaluation and training take it too."""
+    for _ in range(2):  # the second time it is there already
+        convert("merged", "sft/checkpoints", output=tmp_path / "whole")
+    assert set(folder_fingerprint(tmp_path / "whole")) == {"model.safetensors"}
+    assert distance(tmp_path / "whole", sft) == 0
+    card, adapters = checkpoint.read_card(tmp_path / "whole"), checkpoint.read_card(sft)
+    assert card.info["merged"]["weights"] == folder_fingerprint(sft)
+    assert {**card.to_json(), "info": None} == {**adapters.to_json(), "info": None}
+    AutoProcessor.from_pretrained(tmp_path / "whole")
+    run_rft("on_merged", f"vlnr1.rft.start={tmp_path / 'whole'}", "vlnr1.rft.max_steps=1")
+    with pytest.raises(checkpoint.CheckpointError, match="base is no adapter of ours"):
+        convert("merged", "base")
+    with pytest.raises(checkpoint.CheckpointError, match="whole was made from something else"):
+        shutil.copytree(sft, tmp_path / "other")
+        (tmp_path / "other/adapter_model.safetensors").write_bytes(b"x" * 9)
+        convert("merged", tmp_path / "other", output=tmp_path / "whole")
 
 
 def test_full_training_on_an_adapter_moves_all_weights(sft):

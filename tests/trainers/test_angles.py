@@ -10,9 +10,9 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.config import check_sources
+from habitat_vlnr1.config import check_sources, trained_card
 from habitat_vlnr1.episode_writer import EpisodeWriter
-from habitat_vlnr1.jpeg import encode_jpeg
+from habitat_vlnr1.frame_files import encode_jpeg
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.records import Episode, RecordError
@@ -92,3 +92,11 @@ def test_another_step_is_refused_and_what_is_unknown_is_not(config):
     meta = Path("data/vln_ego/unknown/train/meta.json")
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "protocol": None}))
     check_sources(made, [("unknown", "train")])
+
+
+def test_the_card_says_how_the_frames_were_encoded(config):
+    made = config("vlnr1_sft", "vlnr1.data.sources=[unknown,fifteen]")
+    assert trained_card(made, "sft").jpeg_quality == made.vlnr1.export.jpeg_quality == 92
+    meta = Path("data/vln_ego/fifteen/train/meta.json")
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"jpeg_quality": 75}))
+    assert trained_card(made, "sft").jpeg_quality == 75

@@ -37,13 +37,26 @@ STAGES = {
 BATCH = {"sft": 2, "rft": 8}
 
 
+def torchrun(processes):
+    return [str(Path(sys.executable).with_name("torchrun")), f"--nproc_per_node={processes}", "--standalone"]
+
+
+def finish(command, home):  # noqa: F811
+    """What a command prints."""
+    # Ninja, with which DeepSpeed builds what its processes share memory with, lies beside Python.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def train(home, stage, name, processes, deepspeed):  # noqa: F811
     """The logged steps of a run."""
     run = home / name
     folder = run / ("rft/checkpoints" if stage == "rft" else "checkpoints")
-    launcher = [str(Path(sys.executable).with_name("torchrun")), f"--nproc_per_node={processes}", "--standalone"]
     command = [
-        *(launcher if processes > 1 else [sys.executable]),
+        *(torchrun(processes) if processes > 1 else [sys.executable]),
         str(ROOT / "tests/trainers/distributed_worker.py"),
         f"vlnr1_{stage}",
         CONFIGS,
@@ -53,11 +66,7 @@ def train(home, stage, name, processes, deepspeed):  # noqa: F811
         f"vlnr1.run_dir={name}",
         f"vlnr1/deepspeed={deepspeed}",
     ]
-    # Ninja, with which DeepSpeed builds what its processes share memory with, lies beside Python.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
-    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finish(command, home)
     history = json.loads((folder / "checkpoint-3/trainer_state.json").read_text())["log_history"]
     return [row for row in history if "grad_norm" in row]
 
@@ -73,3 +82,13 @@ def test_two_processes_have_the_losses_of_one(home, stage):  # noqa: F811
         for row, wanted in zip(train(home, stage, f"{stage}_{deepspeed}", 2, deepspeed), one, strict=True):
             for key in ("loss", "grad_norm", *(("reward", "kl") if stage == "rft" else ())):
                 assert row[key] == pytest.approx(wanted[key], rel=1e-3, abs=1e-5), (deepspeed, row["step"], key)
+
+
+@pytest.mark.slow
+def test_zero3_holds_parts_from_the_first_byte_and_leaves_nothing(home):  # noqa: F811
+    """Policy and reference; afterwards one process loads a whole model while the other only waits."""
+    options = [*ANY, *STAGES["rft"], "vlnr1/deepspeed=zero3", "vlnr1.run_dir=parts", "vlnr1.rft.max_steps=1"]
+    worker = [str(ROOT / "tests/trainers/parts_worker.py"), CONFIGS, *options, "vlnr1.rft.eval_strategy=no"]
+    told = finish([*torchrun(2), *worker, "vlnr1.rft.per_device_train_batch_size=4"], home)
+    numbers = {line.split(": ")[1] for line in told.splitlines() if line.startswith("process ") and "numbers" in line}
+    assert len(numbers) == 1 and int(numbers.pop().split()[0]) > 100_000, told

@@ -51,7 +51,7 @@ def gradient(monkeypatch):
         load = fitting.load_for_training
 
         def loaded(*args):
-            model, processor = load(*args)
+            model, *rest = load(*args)
             calls = []
 
             def change(grad):
@@ -59,7 +59,7 @@ def gradient(monkeypatch):
                 return torch.full_like(grad, value) if len(calls) == 2 else grad
 
             next(p for name, p in model.named_parameters() if "layers.0.mlp.down_proj" in name).register_hook(change)
-            return model, processor
+            return model, *rest
 
         monkeypatch.setattr("habitat_vlnr1.trainers.sft_fit.load_for_training", loaded)
         monkeypatch.setattr("habitat_vlnr1.trainers.rft_fit.load_for_training", loaded)

@@ -9,6 +9,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.frame_files import read_picture
 from habitat_vlnr1.records import RecordError, VLNEgo
 from habitat_vlnr1.trainers.export import check_shards, is_exported, merged, summary_files
 from tests.paths import CONFIGS
@@ -134,6 +135,79 @@ def test_a_replay_that_leaves_the_recorded_path_is_no_walk(export, home, capsys)
     assert [why.split(":")[0] for why in summary["skipped"].values()] == ["replay left the recorded path"] * 2
 
 
+def thrice(episodes, truth):
+    """Two paths of three instructions each, as R2R has them, and one of another start."""
+    del episodes[2:]
+    for number, again in enumerate([*episodes, *episodes, episodes[0]], start=3):
+        words = {"instruction_text": f"Words of {number}."}
+        episodes.append({**again, "episode_id": str(number), "instruction": words})
+        truth[str(number)] = truth[str(again["episode_id"])]
+    turned = {**episodes[-1], "start_rotation": [0.0, 1.0, 0.0, 0.0]}
+    episodes[-1] = turned
+
+
+def lines_of(root):
+    return {episode.episode_id: episode for episode in VLNEgo(root).episodes}
+
+
+def test_a_path_is_walked_once_and_a_stopped_export_goes_on(export, home, capsys):
+    make_split(home, "thrice", thrice)
+    command = ["vlnr1.export.splits=[thrice]", "vlnr1.data.source=whole", "vlnr1.task.expert=reference_path"]
+    export(*command)
+    root = home / "data/vln_ego/whole/thrice"
+    whole = lines_of(root)
+    assert len(whole) == 7 and {name: e.frames_of for name, e in whole.items() if e.frames_of} == {
+        "3": "1", "5": "1", "4": "2", "6": "2",
+    }  # fmt: skip
+    assert whole["5"].instruction == "Words of 5." and whole["5"].actions == whole["1"].actions
+    frames = sum(len(whole[name].actions) for name in ("1", "2", "7"))
+    assert len(list((root / "frames").rglob("*.jpg"))) == frames
+    assert "thrice: 7 episodes of 3 walks" in capsys.readouterr().out
+    assert "| walks | 3:" in (root / "README.md").read_text()
+    # Stopped at any line, it ends with the same lines, in however many environments it goes on.
+    lines = (root / "episodes.jsonl").read_text().splitlines(keepends=True)
+    for kept in (1, 2, 5):
+        (root / "episodes.jsonl").write_text("".join(lines[:kept]) + lines[kept][:20])
+        export(*command, "vlnr1.export.num_environments=2")
+        assert lines_of(root) == whole
+        assert len(list((root / "frames").rglob("*.jpg"))) == frames
+    # The line of the walk itself is missing, the lines of the others are not.
+    (root / "episodes.jsonl").write_text("".join(line for line in lines if '"episode_id": "1"' not in line))
+    export(*command)
+    assert lines_of(root) == whole
+
+
+def test_a_path_that_fails_fails_for_all_its_episodes(export, home):
+    def spoil(episodes, truth):
+        thrice(episodes, truth)
+        for episode in episodes:
+            if str(episode["episode_id"]) in ("2", "4", "6"):
+                episode["goals"] = [{"position": [500, 0, 500], "radius": 3.0}]
+
+    make_split(home, "failing", spoil)
+    with pytest.raises(SystemExit):
+        export("vlnr1.export.splits=[failing]", "vlnr1.protocol.max_steps=3", "vlnr1.data.source=failing")
+    summary = json.loads((home / "data/vln_ego/failing/failing/summary.json").read_text())
+    assert [entry["episode_id"] for entry in summary["left_out"]] == ["2", "4", "6"]
+    assert set(summary["skipped"]) == {"1", "3", "5", "7"} and summary["episodes"] == 0
+
+
+def test_a_packed_export_holds_the_same_frames(export, home):
+    make_split(home, "packed", thrice)
+    command = ["vlnr1.export.splits=[packed]", "vlnr1.task.expert=reference_path"]
+    export(*command, "vlnr1.data.source=loose")
+    export(*command, "vlnr1.data.source=tight", "vlnr1.export.pack=true")
+    loose, tight = (home / "data/vln_ego" / source / "packed" for source in ("loose", "tight"))
+    assert lines_of(tight) == lines_of(loose)
+    assert sorted(path.name for path in (tight / "frames").rglob("*.*")) == ["1.zip", "2.zip", "7.zip"]
+    VLNEgo(tight).check_frames()
+    for episode in VLNEgo(loose).walked:
+        for step in range(len(episode.actions)):
+            assert read_picture(tight / episode.frame(step)) == (loose / episode.frame(step)).read_bytes()
+    with pytest.raises(RecordError, match="packed: true there, null now"):
+        export(*command, "vlnr1.data.source=tight")
+
+
 def test_another_episode_file_in_the_same_source_is_refused(export, home):
     make_split(home, "first", lambda episodes, truth: episodes.__delitem__(slice(2, None)))
     export("vlnr1.export.splits=[first]", "vlnr1.task.expert=ground_truth")
@@ -161,7 +235,7 @@ def test_rxr_files_are_exported_with_their_instruction_ids(export, home):
     (rxr / "train_guide.json.gz").write_bytes(gzip.compress(json.dumps({"episodes": episodes}).encode()))
     (rxr / "train_guide_gt.json.gz").write_bytes(gzip.compress(json.dumps(truth).encode()))
     export("vlnr1/task=rxr", "vlnr1/protocol=embedded")
-    ego = VLNEgo(home / "data/vln_ego/rxr/train")
+    ego = VLNEgo(home / "data/vln_ego/rxr_embedded/train")
     assert (ego.meta["dataset"], ego.meta["roles"], ego.meta["languages"]) == ("RxR-VLN-CE-v1", ["guide"], ["en-*"])
     known = [(e.info["instruction_id"], e.info["language"], e.info["role"]) for e in ego.episodes]
     assert known == [(70, "en-IN", "guide"), (72, "en-IN", "guide")]

@@ -203,9 +203,8 @@ def test_letters_are_scored_among_the_four_that_they_are_drawn_among(configured)
         assert (np.delete(log_probs.detach().numpy(), places) == 0).all()
     torch.cat([log_probs for log_probs, _ in scores]).sum().backward()
     (moved,) = logits
-    four = [trainer.processing_class.tokenizer.convert_tokens_to_ids(letter) for letter in "ABCD"]
-    others = [token for token in range(moved.shape[-1]) if token not in four]
-    assert moved.grad[..., four].abs().sum() > 0 and moved.grad[..., others].abs().sum() == 0
+    assert moved.shape[-1] == 4 and moved.dtype == torch.float32  # of no other token a logit is computed
+    assert (moved.grad.abs().sum((0, 1)) > 0).all()
 
 
 def test_rollouts_depend_on_seed_step_and_rows_alone(configured):

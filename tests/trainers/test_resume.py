@@ -1,6 +1,7 @@
 """Which checkpoint a training goes on from: the newest that is whole, and only if it is of this training."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from habitat_vlnr1.lvlm.checkpoint import CheckpointError, ModelCard
 from habitat_vlnr1.trainers.fitting import last_checkpoint
 
 RUN = {"data": {"embedded/train": "aa"}, "settings": {"learning_rate": 1e-3}}
+TWO_EPOCHS = {"max_steps": -1, "num_train_epochs": 2}
 CARD = ModelCard(memory={"strategy": "current"}, info={"stage": "sft", "run": RUN})
 
 
@@ -22,7 +24,7 @@ def folder(tmp_path):
         save_file({"weight": torch.zeros(1000)}, made / "model.safetensors")
         for file in ("optimizer.pt", "scheduler.pt"):
             torch.save({"state": torch.zeros(1000)}, made / file)
-        (made / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 6}))
+        (made / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 6, "epoch": step / 4}))
         (made / "config.json").write_text("{}")
         checkpoint.write_card(made, CARD)
     return tmp_path
@@ -31,9 +33,19 @@ def folder(tmp_path):
 def test_the_newest_is_taken(folder):
     newest = str(folder / "checkpoint-4")
     assert checkpoint.newest_checkpoint(folder) == newest
-    assert last_checkpoint(folder, -1, CARD) == (newest, False)
-    assert last_checkpoint(folder, 4, CARD) == (newest, True)
-    assert last_checkpoint(folder / "nowhere", -1, CARD) == (None, False)
+    assert last_checkpoint(folder, TWO_EPOCHS, CARD) == (newest, False)
+    assert last_checkpoint(folder, TWO_EPOCHS | {"max_steps": 4}, CARD) == (newest, True)
+    assert last_checkpoint(folder / "nowhere", TWO_EPOCHS, CARD) == (None, False)
+
+
+def test_a_finished_run_goes_on_when_it_shall_be_longer(folder):
+    for options, finished in (
+        ({"max_steps": -1, "num_train_epochs": 1}, True),
+        ({"max_steps": -1, "num_train_epochs": 1.5}, False),
+        ({"max_steps": 4, "num_train_epochs": 9}, True),
+        ({"max_steps": 5, "num_train_epochs": 1}, False),
+    ):
+        assert last_checkpoint(folder, options, CARD) == (str(folder / "checkpoint-4"), finished), options
 
 
 def test_an_evaluation_does_not_take_an_older_one_in_its_place(folder):
@@ -54,11 +66,15 @@ def test_an_evaluation_does_not_take_an_older_one_in_its_place(folder):
 def test_one_of_another_training_is_refused(folder, change, message):
     now = ModelCard(**{"memory": CARD.memory, "info": CARD.info, **change})
     with pytest.raises(CheckpointError, match=f"checkpoint-4 is of another training .*{message}.*vlnr1.run_dir"):
-        last_checkpoint(folder, -1, now)
+        last_checkpoint(folder, TWO_EPOCHS, now)
 
 
 def test_an_older_versions_card_is_compared_as_far_as_it_goes(folder, capsys):
     old = ModelCard(memory=CARD.memory, info={"stage": "sft"})
     checkpoint.write_card(folder / "checkpoint-4", old)
-    assert last_checkpoint(folder, -1, CARD) == (str(folder / "checkpoint-4"), False)
+    assert last_checkpoint(folder, TWO_EPOCHS, CARD) == (str(folder / "checkpoint-4"), False)
     assert "says little of what it was trained with" in capsys.readouterr().out
+    assert last_checkpoint(folder, -1, replace(CARD, jpeg_quality=92))[0] == str(folder / "checkpoint-4")
+    checkpoint.write_card(folder / "checkpoint-4", replace(CARD, jpeg_quality=75))
+    with pytest.raises(CheckpointError, match="jpeg_quality: 75 there, 92 now"):
+        last_checkpoint(folder, -1, replace(CARD, jpeg_quality=92))
