@@ -24,7 +24,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, PretrainedConfig
 
-from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
 from habitat_vlnr1.lvlm.inputs import PromptEncoder, answer_loss
@@ -34,7 +34,7 @@ from habitat_vlnr1.prompt import get_template
 
 SPACE = ActionSpace(0.25, 15)
 WORDS = "Walk past the kitchen, turn left after the stairs and wait beside the second door on your right."
-ACTIONS = [1, 1, 2, 1, 3, 0]
+ACTIONS = [Action(number) for number in (1, 1, 2, 1, 3, 0)]
 Facts = dict[str, Any]
 MODELS: dict[str, tuple[str, Facts, Facts]] = {
     "qwen2_vl_2b": (
@@ -95,8 +95,8 @@ def made_and_loaded(table: Table, options: argparse.Namespace) -> tuple[Any, Any
         return build_shape(config, [WORDS], space=SPACE, image_size=options.side, seed=1)
 
     with tempfile.TemporaryDirectory() as folder:
-        path, card, made = Path(folder) / "model", checkpoint.ModelCard(), list(table.measure("build", build))
-        table.measure("save", lambda: checkpoint.save(path, *made, card))
+        path, card, made = Path(folder) / "model", checkpoint.ModelCard(), [table.measure("build", build)]
+        table.measure("save", lambda: checkpoint.save(path, *made[0], card))
         made.clear()
         return table.measure("load", lambda: checkpoint.load(path, dtype="bfloat16"))
 
