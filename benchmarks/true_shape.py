@@ -96,7 +96,7 @@ def made_and_loaded(table: Table, options: argparse.Namespace) -> tuple[Any, Any
 
     with tempfile.TemporaryDirectory() as folder:
         path, card, made = Path(folder) / "model", checkpoint.ModelCard(), [table.measure("build", build)]
-        table.measure("save", lambda: checkpoint.save(path, *made[0], card))
+        table.measure("save", lambda: checkpoint.save(path, made[0][0], made[0][1], card))
         made.clear()
         return table.measure("load", lambda: checkpoint.load(path, dtype="bfloat16"))
 
