@@ -112,9 +112,7 @@ def watch(command: list[str], log: Path) -> dict:
 def tell(name: str, part: dict) -> bool:
     """Print a part's figures; whether they are as they should be."""
     samples = part["samples"]
-    early, late = (
-        samples[len(samples) * start // 100 : len(samples) * (start + 10) // 100 + 1] for start in (30, 85)
-    )
+    early, late = (samples[len(samples) * start // 100 : len(samples) * (start + 10) // 100 + 1] for start in (30, 85))
     before, after = (sorted(sample["rss"] for sample in some)[len(some) // 2] for some in (early, late))
     files = max(sample["files"] for sample in early), max(sample["files"] for sample in late)
     left = [*part["processes_left"], *part["shared_memory_left"]]

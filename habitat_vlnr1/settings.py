@@ -249,6 +249,7 @@ RULES: dict[str, Rule] = {
     "net.baseplanes": COUNT,
     "doctor.splits": all_of(TEXT),
     "doctor.frames": SOME_OR_ALL,
+    "doctor.rehearse": FLAG,
     "convert.to": TEXT,
     "convert.input": TEXT,
     "convert.output": TEXT | NULL,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
@@ -27,6 +28,7 @@ from habitat_vlnr1.config import (
     prompt_encoder,
     records_of,
 )
+from habitat_vlnr1.doctor.host_memory import HostMemory, describe_host, host_memory
 from habitat_vlnr1.doctor.model_sizes import (
     ENGINES,
     Memory,
@@ -80,6 +82,7 @@ class Plan:
         size: of the model.
         memory: per engine, without activations.
         activations: bytes per GPU with and without gradient checkpointing.
+        host: host memory of each process.
         frames_disk: bytes of all sources' frames.
         checkpoints_disk: bytes of the kept checkpoints and the one being written.
     """
@@ -93,6 +96,7 @@ class Plan:
     size: Size | None
     memory: dict[str, Memory]
     activations: tuple[int, int] | None
+    host: HostMemory | None
     frames_disk: int | None
     checkpoints_disk: int | None
 
@@ -108,7 +112,7 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
     records = count_records(config, opened)
     rows = rows_of_epoch(config, stage, opened, records)
     steps = count_steps(config, stage, rows, gpus)
-    size, memory, kept = None, {}, None
+    size, memory, kept, host = None, {}, None, None
     if model_config is not None:
         size = model_size(config, model_config)
         reference = stage == "rft" and options.beta > 0 and config.vlnr1.model.lora is None
@@ -116,10 +120,27 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
         memory = {engine: training_memory(engine, size, gpus, width, reference, stage == "rft") for engine in ENGINES}
         with_it, without = (kept_bytes(config, stage, model_config, tokens, how) for how in (True, False))
         kept = (with_it, without)
+        used = with_it if options.gradient_checkpointing else without
+        on_gpu = torch.cuda.is_available() or config.vlnr1.plan.gpus is not None
+        loaded = width * size.parameters / (gpus if engine_of(config) == "ZeRO-3" else 1)
+        in_host = loaded if on_gpu else memory[engine_of(config)].total + used
+        patches = tokens.frames * tokens.frame * PATCHES_PER_TOKEN
+        host = host_memory(config, stage, gpus, in_host, patches, model_config.vision_config.patch_size)
     total = _sum(count for count, _ in records.values())
     frames = None if total is None else total * round(frame_bytes(config, opened))
     return Plan(
-        stage, gpus, tokens, records, rows, steps, size, memory, kept, frames, checkpoint_bytes(config, stage, size)
+        stage,
+        gpus,
+        tokens,
+        records,
+        rows,
+        steps,
+        size,
+        memory,
+        kept,
+        host,
+        frames,
+        checkpoint_bytes(config, stage, size),
     )
 
 
@@ -312,6 +333,8 @@ def describe(config: DictConfig, plan: Plan) -> list[str]:
         lines.append(f"  parameters  unknown: {name} is not on this machine, and vlnr1.model.architecture is not its")
     else:
         lines += describe_model(config, plan)
+    if plan.host is not None:
+        lines += describe_host(plan.host, plan.gpus)
     free = f"{free_bytes(ours.data.root) / GIB:.0f} GiB are free"
     lines.append(f"  disk        frames {gib(plan.frames_disk)}, checkpoints {gib(plan.checkpoints_disk)}; {free}")
     return lines

@@ -13,6 +13,7 @@ Examples:
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -66,6 +71,12 @@ You are a helpful assistant.<|im_end|>
 <|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+IMAGE_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
 FIXED_TEXTS = ("system\nYou are a helpful assistant.", "user\n", "assistant\n")
 
 
@@ -144,11 +155,15 @@ def build_processor(tokenizer: Qwen2Tokenizer, image_size: int) -> Qwen2VLProces
     """A Qwen2-VL processor whose images have at most `image_size`² pixels."""
     if image_size < CELL or image_size % CELL:
         raise VLNR1Error(f"image_size must be a multiple of {CELL} pixels, got {image_size}")
-    size = {"shortest_edge": CELL * CELL, "longest_edge": image_size * image_size}
+    return _processor(tokenizer, image_size, PATCH)
+
+
+def _processor(tokenizer: Qwen2Tokenizer, image_size: int, patch: int) -> Qwen2VLProcessor:
+    size = {"shortest_edge": (patch * MERGE) ** 2, "longest_edge": image_size**2}
     return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
+        image_processor=Qwen2VLImageProcessor(size=size, patch_size=patch),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
+        video_processor=Qwen2VLVideoProcessor(size=size, patch_size=patch),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -188,6 +203,57 @@ def build_tiny(
     return model.eval(), build_processor(tokenizer, image_size)
 
 
+def build_shape(
+    config: PretrainedConfig,
+    texts: Iterable[str] = (),
+    *,
+    space: ActionSpace,
+    image_size: int,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    processor: ProcessorMixin | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A Qwen-VL of a given shape with random weights, for trials of what such a model takes; it has learned nothing.
+
+    Without its own processor its vocabulary is as large as the real one, but the tokenizer knows the words of `texts`
+    alone: its prompts are somewhat shorter than the real one's, its frames and logits the same.
+
+    Args:
+        config: of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
+        texts: what the model will read.
+        image_size: frames have at most so many pixels a side; a real processor keeps its own limit.
+        processor: the model's own, where it is there.
+
+    Raises:
+        VLNR1Error: the words do not fit into the config's vocabulary.
+    """
+    config = copy.deepcopy(config)
+    if processor is None:
+        tokenizer = build_tokenizer([*texts, *space.options(), "A", "B", "C", "D"], space)
+        _number_tokens(config, tokenizer)
+        processor = _processor(tokenizer, image_size, config.vision_config.patch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    tokens: Any = processor
+    assert model.generation_config is not None, "a model that generates has one"
+    model.generation_config.eos_token_id = tokens.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokens.tokenizer.pad_token_id
+    return model.eval(), processor
+
+
+def _number_tokens(config: PretrainedConfig, tokenizer: Qwen2Tokenizer) -> None:
+    """Give a config a tokenizer's numbers of special tokens; its vocabulary stays as large as it is."""
+    text = config.get_text_config()
+    if len(tokenizer) > text.vocab_size:
+        raise VLNR1Error(f"a vocabulary of {text.vocab_size} is too small for {len(tokenizer)} words")
+    token: Callable[[str], Any] = tokenizer.convert_tokens_to_ids
+    for name, piece in IMAGE_TOKENS.items():
+        setattr(config, name, token(piece))
+    text.bos_token_id = text.pad_token_id = token("<|endoftext|>")
+    text.eos_token_id = token("<|im_end|>")
+
+
 def _config(size: TinySize, tokenizer: Qwen2Tokenizer, initializer_range: float) -> Qwen2VLConfig:
     head = size.width // size.heads
     # M-RoPE gives each half-dimension of a head to time, height or width, in Qwen's proportions 2 : 3 : 3.
@@ -221,10 +287,7 @@ def _config(size: TinySize, tokenizer: Qwen2Tokenizer, initializer_range: float)
             "temporal_patch_size": 2,
             "initializer_range": initializer_range,
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **{name: token(piece) for name, piece in IMAGE_TOKENS.items()},
         tie_word_embeddings=True,
         initializer_range=initializer_range,
     )

@@ -17,13 +17,19 @@ from habitat_vlnr1.trainers.base import register_trainer
 
 @register_trainer("vlnr1_doctor")
 class Doctor(BaseTrainer):
-    """`train` prints the findings; it exits with status 1 when one of them is an ERROR."""
+    """`train` prints the findings, and exits with status 1 when one of them is an ERROR; or it rehearses the job."""
 
     def __init__(self, config: DictConfig):
         super().__init__()
         self.config = config
 
     def train(self) -> None:
+        if self.config.vlnr1.doctor.rehearse:
+            from habitat_vlnr1.trainers.rehearsal import rehearse
+
+            check_settings(self.config)
+            rehearse(self.config)
+            return
         counts: Counter[str] = Counter()
         for finding in examine(self.config):
             print(finding, flush=True)

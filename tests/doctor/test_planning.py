@@ -10,6 +10,7 @@ from habitat_baselines.config.default import get_config
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from habitat_vlnr1.config import accumulation
+from habitat_vlnr1.doctor.host_memory import PROGRAM, SIMULATOR, WORKER, host_memory
 from habitat_vlnr1.doctor.model_sizes import Memory, Size, activations, architecture, empty_model, training_memory
 from habitat_vlnr1.doctor.planning import make_plan, print_plan
 from habitat_vlnr1.episode_writer import EpisodeWriter
@@ -154,3 +155,24 @@ def test_a_dry_run_makes_nothing(stage, capsys):
     baseline_registry.get_trainer(f"vlnr1_{stage}")(config).train()
     assert f"Dry run of {stage}" in capsys.readouterr().out
     assert not Path("data/datasets").exists() and not Path("data/vln_ego").exists()
+
+
+def test_host_memory_by_hand(monkeypatch, capsys):
+    """Of the paper's SFT on eight GPUs with two workers, and of online RFT."""
+    config = get_config("vlnr1_sft_paper.yaml", ["vlnr1.sft.dataloader_num_workers=2"], CONFIGS)
+    host = make_plan(config, "sft").host
+    assert host.model == 2 * PARAMETERS["qwen2_vl_2b"] / 8  # ZeRO-3 loads its part
+    assert host.program == PROGRAM
+    assert host.workers == 2 * (WORKER + 128 * 2**20)
+    assert host.shared == 2 * 2 * 2 * (17 * 64 * 4) * (3 * 2 * 14 * 14 * 4)
+    assert host.simulators == host.prompts == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    print_plan(config, "sft")
+    assert f"of 4 processes {4 * host.total / 2**30:.1f} GiB" in capsys.readouterr().out
+    online = get_config("vlnr1_rft_online.yaml", [], CONFIGS)
+    host = host_memory(online, "rft", 1, 0, 0, 14)
+    assert host.simulators == online.vlnr1.rft.online.num_environments * SIMULATOR
+    rows = online.vlnr1.rft.per_device_train_batch_size * accumulation(online, "rft", 1)
+    protocol = online.vlnr1.protocol
+    assert host.prompts == rows * (online.vlnr1.memory.budget + 1) * protocol.width * protocol.height * 3
+    assert host.shared == host.workers == 0

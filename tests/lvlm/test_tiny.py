@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import AutoConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.lvlm.tiny import SIZES, SPECIAL_TOKENS, build_tiny
+from habitat_vlnr1.errors import VLNR1Error
+from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
+from habitat_vlnr1.lvlm.inputs import PromptEncoder
+from habitat_vlnr1.lvlm.tiny import SIZES, SPECIAL_TOKENS, build_shape, build_tiny
 from habitat_vlnr1.prompt import get_template
 
 SPACE = ActionSpace()
@@ -62,3 +65,37 @@ def test_bad_arguments_say_what():
         build_tiny(TEXTS, space=SPACE, size="huge")
     with pytest.raises(ValueError, match="multiple of 28"):
         build_tiny(TEXTS, space=SPACE, image_size=100)
+
+
+OUT = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
+SHAPES = {
+    "qwen2_vl": ({"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}, 14),
+    "qwen2_5_vl": (OUT, 14),
+    "qwen3_vl": (OUT | {"deepstack_visual_indexes": [0]}, 16),
+}
+"""Kind of model → its vision tower, and the side of a patch."""
+
+
+def shape(kind, vocabulary=2048):
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": vocabulary}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    return AutoConfig.for_model(kind, text_config=text, vision_config=SHAPES[kind][0])
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_given_shape_has_random_weights_and_answers(kind):
+    config, side = shape(kind), 2 * SHAPES[kind][1]
+    model, processor = build_shape(config, TEXTS, space=SPACE, image_size=2 * side, dtype="bfloat16")
+    assert model.config.model_type == kind and model.dtype == torch.bfloat16
+    assert model.get_input_embeddings().weight.shape == (2048, 64)  # the vocabulary is not the tokenizer's
+    assert config.image_token_id != model.config.image_token_id  # what was given is left alone
+    encoder = PromptEncoder(processor, get_template("compact"), 2, SPACE)
+    prompt = Prompt(TEXTS[0], [np.zeros((side, side, 3), np.uint8)], ["black"])
+    (answer,) = ActionDecoder(model, encoder).decode([prompt])
+    assert len(answer.actions) == 2
+
+
+def test_a_vocabulary_that_is_too_small_is_refused():
+    with pytest.raises(VLNR1Error, match="a vocabulary of 100 is too small"):
+        build_shape(shape("qwen2_vl", 100), TEXTS, space=SPACE, image_size=56)

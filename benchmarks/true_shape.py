@@ -1,0 +1,170 @@
+"""What a Qwen-VL of the real shape takes: random weights in bfloat16, the largest prompt (16 history frames of 256²).
+
+    python benchmarks/true_shape.py [--model qwen2_vl_2b | qwen2_5_vl_3b | qwen3_vl_2b] [--layers 4] [--json out.json]
+
+Building, saving, loading, a decision under the grammar and in free text, a LoRA SFT step, and a step on a group of
+--generations answers of one prompt as GRPO takes it (drawn, rewarded, weighted by advantage; without KL and without
+TRL's trainer). --layers keeps so many layers of both halves, where the whole is too slow. One row a measure: seconds,
+and the process's peak memory so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, PretrainedConfig
+
+from habitat_vlnr1.actions import Action, ActionSpace
+from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
+from habitat_vlnr1.lvlm.inputs import PromptEncoder, answer_loss
+from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.lvlm.tiny import build_shape
+from habitat_vlnr1.prompt import get_template
+
+SPACE = ActionSpace(0.25, 15)
+WORDS = "Walk past the kitchen, turn left after the stairs and wait beside the second door on your right."
+ACTIONS = [Action(number) for number in (1, 1, 2, 1, 3, 0)]
+Facts = dict[str, Any]
+MODELS: dict[str, tuple[str, Facts, Facts]] = {
+    "qwen2_vl_2b": (
+        "qwen2_vl",
+        {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+         "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
+        {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
+    ),
+    "qwen2_5_vl_3b": (
+        "qwen2_5_vl",
+        {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+         "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
+        {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": 2048},
+    ),
+    "qwen3_vl_2b": (
+        "qwen3_vl",
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True},
+        {"depth": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096, "out_hidden_size": 2048,
+         "deepstack_visual_indexes": [5, 11, 17]},
+    ),
+}  # fmt: skip
+"""Name → model type, language model, vision tower, as their config.json has them."""
+
+
+def shape(name: str, layers: int | None) -> PretrainedConfig:
+    """The config of a model, with the first `layers` layers of both halves where that is given."""
+    kind, text, vision = MODELS[name]
+    if layers is not None:
+        text, vision = text | {"num_hidden_layers": layers}, vision | {"depth": layers}
+        if kind == "qwen3_vl":
+            vision["deepstack_visual_indexes"] = [0]
+    return AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=True)
+
+
+class Table:
+    """Measures one after another, printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def measure(self, name: str, function: Callable[[], Any]) -> Any:
+        """The function's value; its seconds and the peak of the process's memory in GiB are a row."""
+        began = time.perf_counter()
+        value = function()
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.rows.append({"what": name, "seconds": round(seconds, 2), "peak_gib": round(peak, 2)})
+        print(f"{name:24} {seconds:8.1f} s   peak {peak:6.2f} GiB", flush=True)
+        return value
+
+
+def made_and_loaded(table: Table, options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its processor, after a way over the disk."""
+    config = shape(options.model, options.layers)
+
+    def build() -> tuple[Any, Any]:
+        return build_shape(config, [WORDS], space=SPACE, image_size=options.side, seed=1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, card, made = Path(folder) / "model", checkpoint.ModelCard(), [table.measure("build", build)]
+        table.measure("save", lambda: checkpoint.save(path, made[0][0], made[0][1], card))
+        made.clear()
+        return table.measure("load", lambda: checkpoint.load(path, dtype="bfloat16"))
+
+
+def decisions(table: Table, model: Any, encoder: PromptEncoder, prompt: Prompt) -> None:
+    """One answer to a new prompt, and one with its frames encoded already, under the grammar; then free text."""
+    decoder = ActionDecoder(model, encoder)
+    table.measure("decision, constrained", lambda: decoder.decode([prompt]))
+    table.measure("… frames known", lambda: decoder.decode([prompt]))
+    free = ActionDecoder(model, encoder, constrained=False)
+    table.measure("decision, free text", lambda: free.decode([prompt]))
+
+
+def steps(table: Table, model: Any, encoder: PromptEncoder, prompt: Prompt, generations: int) -> None:
+    """A LoRA SFT step on one record, and a step on one group of drawn answers."""
+    adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=["q_proj", "v_proj"]))
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
+    adapted.train()
+    query = encoder.query(prompt.instruction, prompt.frames, prompt.keys)
+
+    def update(loss: torch.Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batch = encoder.training_batch([query], [encoder.answer_ids(ACTIONS)])
+    table.measure("SFT step, LoRA", lambda: update(answer_loss(adapted, batch)))
+
+    def group() -> None:
+        adapted.eval()
+        decoder = ActionDecoder(adapted.base_model.model, encoder, temperature=1.0)
+        answers = decoder.decode([prompt], samples=generations)
+        adapted.train()
+        rewards = torch.tensor([float(np.mean(np.equal(answer.actions, ACTIONS))) for answer in answers])
+        advantages = rewards - rewards.mean()
+        for answer, advantage in zip(answers, advantages, strict=True):
+            (advantage * answer_loss(adapted, encoder.training_batch([query], [answer.ids]))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    table.measure(f"group step, G = {generations}", group)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="qwen2_vl_2b")
+    parser.add_argument("--layers", type=int, help="of the language model and of the vision tower; default: all")
+    parser.add_argument("--frames", type=int, default=17, help="history and the current one")
+    parser.add_argument("--side", type=int, default=256, help="pixels of a frame's side")
+    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    table = Table()
+    model, processor = made_and_loaded(table, options)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    share_prefixes(model)
+    encoder = PromptEncoder(processor, get_template("vln_ego"), len(ACTIONS), SPACE, max_pixels=options.side**2)
+    chance = np.random.default_rng(0)
+    frames = [chance.integers(0, 256, (options.side, options.side, 3), dtype=np.uint8) for _ in range(options.frames)]
+    prompt = Prompt(WORDS, frames, list(range(options.frames)))
+    length = len(encoder.query(prompt.instruction, prompt.frames, prompt.keys).ids)
+    print(f"{options.model}: {size:,} parameters, a prompt of {length} tokens, {torch.get_num_threads()} thread(s)")
+    decisions(table, model, encoder, prompt)
+    steps(table, model, encoder, prompt, options.generations)
+    if options.json:
+        about = {"model": options.model, "layers": options.layers, "parameters": size, "prompt_tokens": length}
+        options.json.write_text(json.dumps(about | {"rows": table.rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
