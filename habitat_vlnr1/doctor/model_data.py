@@ -185,7 +185,7 @@ def checkpoints(config: DictConfig) -> Iterator[Finding]:
 
 
 def disk(config: DictConfig, task: TaskData) -> Iterator[Finding]:
-    """Free disk against what the export will write: episodes × mean steps × bytes per frame (docs/planning.md)."""
+    """Free disk against what the export will write: walks × mean steps × bytes per frame (docs/planning.md)."""
     from habitat_vlnr1.doctor.planning import existing_parent, frame_bytes, open_exported
 
     place = existing_parent(config.vlnr1.data.root)
@@ -196,10 +196,10 @@ def disk(config: DictConfig, task: TaskData) -> Iterator[Finding]:
     unknown: list[str] = []
     for split in config.vlnr1.export.splits:
         ego = open_exported(config, source, split)
-        done = sum(len(episode.actions) for episode in ego.episodes) if ego else 0
+        done = sum(len(episode.actions) for episode in ego.walked) if ego else 0
         wanted: float | None
         if split in task.steps:
-            wanted = task.episodes[split] * task.steps[split]
+            wanted = task.walks[split] * task.steps[split]
         else:
             wanted = config.vlnr1.plan.records.get(source) if split == "train" else None
         if wanted is None:

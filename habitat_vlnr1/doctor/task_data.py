@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from habitat_vlnr1.config import edited
 from habitat_vlnr1.doctor.findings import Finding, error, ok, shown, warning
+from habitat_vlnr1.sim.episode_files import path_digest
 from habitat_vlnr1.sim.task_files import files_of
 
 RUN = "python -m habitat_baselines.run --config-name="
@@ -31,13 +32,13 @@ class TaskData:
 
     Attributes:
         steps: split → mean steps of its ground truth.
-        episodes: split → number of episodes.
+        walks: split → number of walks; episodes that differ in words alone share one, and its frames.
     """
 
     def __init__(self, config: DictConfig):
         self.config = config
         self.steps: dict[str, float] = {}
-        self.episodes: dict[str, int] = {}
+        self.walks: dict[str, int] = {}
         self.generated = config.vlnr1.task.scenes is not None
         self.needed = {*config.vlnr1.export.splits, config.habitat_baselines.eval.split}
         self._scenes: dict[str, None] = {}
@@ -99,8 +100,8 @@ class TaskData:
         episodes = dataset.episodes
         scenes = dict.fromkeys(episode.scene_id for episode in episodes)
         self._scenes |= scenes
-        self.episodes[split] = len(episodes)
-        yield ok(topic, f"{len(episodes):,} in {len(scenes)} scenes")
+        self.walks[split] = len({path_digest(episode, self.config.vlnr1.task.expert) for episode in episodes})
+        yield ok(topic, f"{len(episodes):,} in {len(scenes)} scenes, {self.walks[split]:,} different walks")
         if dataset.left_out:
             names = shown(f"{entry.episode_id} ({entry.reason})" for entry in dataset.left_out)
             yield warning(topic, f"{len(dataset.left_out)} left out: {names}", self._source())

@@ -205,10 +205,10 @@ def test_checkpoints(config, tmp_path):
 def test_disk_multiplies_episodes_steps_and_bytes(config, monkeypatch):
     ours = config("vlnr1/setup=r2r")
     task = TaskData(ours)
-    task.steps, task.episodes = {"train": 58.0}, {"train": 10_819}
+    task.steps, task.walks = {"train": 58.0}, {"train": 10_819}
     line = by_level(model_data.disk(ours, task))[OK][0]
     assert "627,502 frames to export × 20.5 kB = 12.0 GiB" in line  # 224² × 0.35 bytes in blocks of 4,096
-    task.episodes = {"train": 10**9}
+    task.walks = {"train": 10**9}
     found = by_level(model_data.disk(ours, task))[ERROR]
     assert "vlnr1.data.root=" in found[0]
 
