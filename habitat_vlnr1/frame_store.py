@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +15,15 @@ from habitat_vlnr1.frame_files import decode_picture, encode_jpeg
 
 @dataclass
 class _Rollout:
-    """Frames as bytes, or as (offset, length) in `file`."""
+    """Frames as bytes (uint8 arrays of one dimension), or as (offset, length) in `file`."""
 
-    frames: list[bytes | tuple[int, int]] = field(default_factory=list)
+    frames: list[np.ndarray | tuple[int, int]] = field(default_factory=list)
     held: int = 0
     file: Any = None
 
 
-class FrameStore:
-    """Frames v_0 … v_t by rollout.
+class FrameStore(Mapping[int, list[Any]]):
+    """Frames v_0 … v_t by rollout, the least recently touched rollout first.
 
     Args:
         capacity: bytes of memory for all frames; those beyond it go to a temporary file of their rollout, which is
@@ -37,13 +38,18 @@ class FrameStore:
         self._rollouts: OrderedDict[int, _Rollout] = OrderedDict()
         self._shape: tuple[int, ...] = ()
 
-    @property
-    def rollouts(self) -> list[int]:
-        """Those that frames are kept of, the least recently touched first."""
-        return list(self._rollouts)
+    def __getitem__(self, rollout: int) -> list[Any]:
+        """A rollout's frames as they are kept; `read` gives their pixels."""
+        return self._rollouts[rollout].frames
 
-    def count(self, rollout: int) -> int:
-        """Frames of a rollout; it counts as touched."""
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rollouts)
+
+    def __len__(self) -> int:
+        return len(self._rollouts)
+
+    def touch(self, rollout: int) -> int:
+        """A rollout is seen again; returns how many frames of it are kept."""
         if rollout not in self._rollouts:
             return 0
         self._rollouts.move_to_end(rollout)
@@ -55,7 +61,7 @@ class FrameStore:
         raw = frame.tobytes() if self.jpeg_quality is None else encode_jpeg(frame, self.jpeg_quality)
         own = self._rollouts.setdefault(rollout, _Rollout())
         if self.held + len(raw) <= self.capacity:
-            own.frames.append(raw)
+            own.frames.append(np.frombuffer(raw, np.uint8))
             own.held += len(raw)
             self.held += len(raw)
             return
@@ -68,14 +74,11 @@ class FrameStore:
     def read(self, rollout: int, step: int) -> np.ndarray:
         """Frame v_step, uint8 [H, W, C]."""
         own = self._rollouts[rollout]
-        raw = own.frames[step]
-        if isinstance(raw, tuple):
-            own.file.seek(raw[0])
-            raw = own.file.read(raw[1])
-        assert isinstance(raw, bytes)
-        if self.jpeg_quality is None:
-            return np.frombuffer(raw, np.uint8).reshape(self._shape)
-        return decode_picture(raw)
+        kept = own.frames[step]
+        if isinstance(kept, tuple):
+            own.file.seek(kept[0])
+            kept = np.frombuffer(own.file.read(kept[1]), np.uint8)
+        return kept.reshape(self._shape) if self.jpeg_quality is None else decode_picture(kept.tobytes())
 
     def drop(self, rollout: int) -> None:
         """Forget a rollout; nothing happens where it is not known."""

@@ -77,7 +77,8 @@ class LongShortMemory(ObservationTransformer):
         super().__init__()
         self.memory = memory
         self.rgb_key = rgb_key
-        self.frames = FrameStore(int(memory_mb * 2**20), jpeg_quality)
+        self.jpeg_quality = jpeg_quality
+        self._frames = FrameStore(int(memory_mb * 2**20), jpeg_quality)
         self._rollout_of: dict[int, int] = {}  # environment → the rollout it was last seen in
         self._together = 0  # the most rollouts seen in one batch
 
@@ -111,13 +112,13 @@ class LongShortMemory(ObservationTransformer):
         steps = torch.full((count, self.memory.budget), -1, dtype=torch.int64)
         for row, (rollout, step) in enumerate(clocks):
             for slot, past in enumerate(self.memory.select(step)):
-                strip[row, :, slot * width : (slot + 1) * width] = self.frames.read(rollout, past)
+                strip[row, :, slot * width : (slot + 1) * width] = self._frames.read(rollout, past)
                 steps[row, slot] = past
         observations = copy.copy(observations)
         observations[MEMORY] = torch.from_numpy(strip).to(rgb.device)
         observations[MEMORY_STEPS] = steps.to(rgb.device)
-        if self.frames.jpeg_quality is not None:
-            now = np.stack([self.frames.read(rollout, step) for rollout, step in clocks])
+        if self.jpeg_quality is not None:
+            now = np.stack([self._frames.read(rollout, step) for rollout, step in clocks])
             observations[self.rgb_key] = torch.from_numpy(now).to(rgb.device)
         return observations
 
@@ -130,13 +131,13 @@ class LongShortMemory(ObservationTransformer):
         clocks: list[list[int]] = observations[CLOCK].cpu().tolist()
         self._drop_ended([rollout for rollout, _ in clocks])
         for (rollout, step), frame in zip(clocks, observations[self.rgb_key].cpu().numpy(), strict=True):
-            count = self.frames.count(rollout)
+            count = self._frames.touch(rollout)
             if step > count:
                 raise RunError(
                     f"LongShortMemory saw step {step} of a rollout after {count} frames: it must see every step"
                 )
             if step == count:  # one transform may be shown the same step twice
-                self.frames.add(rollout, frame)
+                self._frames.add(rollout, frame)
         return clocks
 
     def _drop_ended(self, rollouts: list[int]) -> None:
@@ -148,15 +149,15 @@ class LongShortMemory(ObservationTransformer):
         for rollout in rollouts:
             environment = environment_of(rollout)
             if environment and self._rollout_of.get(environment) != rollout:
-                self.frames.drop(self._rollout_of.get(environment, 0))
+                self._frames.drop(self._rollout_of.get(environment, 0))
                 self._rollout_of[environment] = rollout
-            self.frames.count(rollout)
+            self._frames.touch(rollout)
         self._together = max(self._together, len(set(rollouts)))
-        kept = self.frames.rollouts
+        kept = list(self._frames)
         untold = [rollout for rollout in kept if not environment_of(rollout)]
         new = sum(rollout not in kept for rollout in {*rollouts} if not environment_of(rollout))
         for rollout in untold[: max(0, len(untold) + new - 2 * self._together)]:
-            self.frames.drop(rollout)
+            self._frames.drop(rollout)
 
 
 def remember(observations: dict[str, torch.Tensor], transforms: Sequence[ObservationTransformer]) -> None:

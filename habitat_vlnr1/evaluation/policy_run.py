@@ -168,7 +168,7 @@ class PolicyRun:
             identity |= {"memory": memory, "weights": folder_fingerprint(own["checkpoint"])}
         for transform in self.row.obs_transforms:
             if isinstance(transform, LongShortMemory):
-                identity["jpeg_quality"] = transform.frames.jpeg_quality
+                identity["jpeg_quality"] = transform.jpeg_quality
         return identity
 
     def run(self) -> Outcome:

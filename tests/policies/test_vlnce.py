@@ -36,8 +36,8 @@ TRANSFORM = LongShortMemory(make_memory("uniform", budget=3))
 
 
 def forget():
-    for rollout in TRANSFORM.frames.rollouts:
-        TRANSFORM.frames.drop(rollout)
+    for rollout in list(TRANSFORM._frames):
+        TRANSFORM._frames.drop(rollout)
 
 
 POLICIES = {
