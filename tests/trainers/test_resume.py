@@ -74,7 +74,7 @@ def test_an_older_versions_card_is_compared_as_far_as_it_goes(folder, capsys):
     checkpoint.write_card(folder / "checkpoint-4", old)
     assert last_checkpoint(folder, TWO_EPOCHS, CARD) == (str(folder / "checkpoint-4"), False)
     assert "says little of what it was trained with" in capsys.readouterr().out
-    assert last_checkpoint(folder, -1, replace(CARD, jpeg_quality=92))[0] == str(folder / "checkpoint-4")
+    assert last_checkpoint(folder, TWO_EPOCHS, replace(CARD, jpeg_quality=92))[0] == str(folder / "checkpoint-4")
     checkpoint.write_card(folder / "checkpoint-4", replace(CARD, jpeg_quality=75))
     with pytest.raises(CheckpointError, match="jpeg_quality: 75 there, 92 now"):
-        last_checkpoint(folder, -1, replace(CARD, jpeg_quality=92))
+        last_checkpoint(folder, TWO_EPOCHS, replace(CARD, jpeg_quality=92))
