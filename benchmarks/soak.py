@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from habitat_baselines.config.default import get_config
 
+from habitat_vlnr1.register import register
+from habitat_vlnr1.sim.env_factory import make_scenes
+
+CONFIGS = str(Path(__file__).parents[1] / "configs" / "trainer")
 RUN = [sys.executable, "-m", "habitat_baselines.run", "--config-name=vlnr1_sft", "habitat_baselines.evaluate=True"]
 GROWTH = 1.1
 MB = 2**20
@@ -44,6 +49,8 @@ def main() -> None:
         read_rows(options)
         return
     options.output.mkdir(parents=True, exist_ok=True)
+    register()
+    make_scenes(get_config("vlnr1_sft.yaml", task(options), CONFIGS))  # not a part of what is watched
     reading = [sys.executable, __file__, "--read", "--rows", str(options.rows)]
     reading += ["--checkpoint", options.checkpoint, "--data", options.data]
     parts = {
@@ -56,17 +63,24 @@ def main() -> None:
     sys.exit(0 if all([tell(name, part) for name, part in parts.items()]) else 1)
 
 
-def evaluation(options: argparse.Namespace) -> list[str]:
-    """The command that makes houses with so many unseen episodes where they are missing, and evaluates all of them."""
+def task(options: argparse.Namespace) -> list[str]:
+    """Settings of houses with so many unseen episodes."""
     houses = 25
     return [
-        *RUN,
         f"vlnr1.task.name=soak_{options.episodes}",
         "vlnr1.task.scenes.train_scenes=1",
         "vlnr1.task.scenes.train_episodes_per_scene=1",
         "vlnr1.task.scenes.val_seen_episodes=0",
         f"vlnr1.task.scenes.val_unseen_scenes={houses}",
         f"vlnr1.task.scenes.val_unseen_episodes_per_scene={-(-options.episodes // houses)}",
+    ]
+
+
+def evaluation(options: argparse.Namespace) -> list[str]:
+    """The command that evaluates all of them."""
+    return [
+        *RUN,
+        *task(options),
         f"vlnr1.checkpoint={options.checkpoint}",
         f"vlnr1.run_dir={options.output / 'run'}",
         f"vlnr1.results_dir={options.output / 'run' / time.strftime('%Y%m%d-%H%M%S')}",

@@ -13,8 +13,9 @@ from habitat_baselines.run import execute_exp
 from hydra import compose, initialize_config_dir
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.config import import_modules, memory_of, reward_functions, template_of
+from habitat_vlnr1.config import import_modules, memory_of, template_of
 from habitat_vlnr1.episode_log import read_episodes
+from habitat_vlnr1.optimisation import reward_functions
 from habitat_vlnr1.records import VLNEgo
 from habitat_vlnr1.sim.episode_files import parse_episode
 from tests.paths import CONFIGS, ROOT

@@ -12,7 +12,7 @@ FLOORS = (
     ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
     ("files", "frame_files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
     ("results", "episode_log", "lvlm"),
-    ("config", "settings", "obs_transform"),
+    ("config", "optimisation", "settings", "obs_transform"),
     ("sim",),
     ("policies",),
     ("evaluation", "doctor"),
@@ -88,7 +88,7 @@ def test_rooms_that_stay_apart():
     assert [(a, b) for a, b in ROOMS if {a, b} in APART] == []
 
 
-@pytest.mark.parametrize("room", [*VOCABULARY, "results", "episode_log", "config", "settings"])
+@pytest.mark.parametrize("room", [*VOCABULARY, "results", "episode_log", "config", "optimisation", "settings"])
 def test_the_vocabulary_needs_neither_torch_nor_habitat(room):
     assert not {"torch", "habitat", "habitat_sim", "transformers"} & imported_by(f"habitat_vlnr1.{room}")
 

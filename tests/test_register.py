@@ -10,7 +10,8 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.config import accumulation, action_space, edited, import_modules, registered_policy
+from habitat_vlnr1.config import action_space, edited, import_modules, registered_policy
+from habitat_vlnr1.optimisation import accumulation
 from habitat_vlnr1.register import BASELINES_MODULES, register, register_sim
 from habitat_vlnr1.results import protocol_text
 from hydra_plugins.habitat_vlnr1_plugin import HabitatVLNR1Plugin, config_roots

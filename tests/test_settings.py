@@ -7,7 +7,8 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from habitat_vlnr1.config import FIXED, edited, rft_arguments, sft_arguments
+from habitat_vlnr1.config import edited
+from habitat_vlnr1.optimisation import FIXED, rft_arguments, sft_arguments
 from habitat_vlnr1.settings import RULES, check_settings
 from tests.paths import CONFIGS
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from habitat_vlnr1.config import accumulation
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
+from habitat_vlnr1.optimisation import accumulation
 
 GIB = 2**30
 PROGRAM = 1.0 * GIB  # interpreter and libraries (Torch, Transformers, TRL, Habitat) of a training process

@@ -19,15 +19,7 @@ from omegaconf import DictConfig
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import (
-    accumulation,
-    action_space,
-    check_sources,
-    memory_of,
-    plain,
-    prompt_encoder,
-    records_of,
-)
+from habitat_vlnr1.config import action_space, check_sources, memory_of, plain, processes, prompt_encoder, records_of
 from habitat_vlnr1.doctor.host_memory import HostMemory, describe_host, host_memory
 from habitat_vlnr1.doctor.model_sizes import (
     ENGINES,
@@ -41,6 +33,7 @@ from habitat_vlnr1.doctor.model_sizes import (
 )
 from habitat_vlnr1.frame_files import picture_size
 from habitat_vlnr1.lvlm.tiny import build_tiny
+from habitat_vlnr1.optimisation import accumulation
 from habitat_vlnr1.records import RecordError, VLNEgo, keep_some
 
 GIB = 2**30
@@ -103,7 +96,7 @@ class Plan:
 
 def make_plan(config: DictConfig, stage: str) -> Plan:
     """Work the plan of a stage (`sft` or `rft`) out."""
-    gpus = config.vlnr1.plan.gpus or int(os.environ.get("WORLD_SIZE", 1))
+    gpus = config.vlnr1.plan.gpus or processes()
     options = config.vlnr1[stage]
     opened = open_sources(config, stage)
     check_sources(config, [(source, "train") for source in opened], missing=True)

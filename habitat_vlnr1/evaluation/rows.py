@@ -67,6 +67,7 @@ class RowMaker:
     ):
         self.agent, self.config, self.env_spec = agent, config, env_spec
         self.raw_space, self.transforms = raw_space, transforms
+        self._made: dict[str, Row] = {}  # small ones, which `check` has made
 
     @property
     def _seen(self) -> tuple[spaces.Dict, spaces.Space]:
@@ -92,7 +93,7 @@ class RowMaker:
             if not own and file is None and hasattr(registered_policy(key, options["name"]), "check_config"):
                 check_policy(key, _named(options), self.config, *self._seen)
             else:
-                self._row(key, options)
+                self._made[name] = self._row(key, options)
 
     def make(self, name: str, device: torch.device) -> Row:
         """One row, on `device`. The agent's own policy waits in the host's memory while others walk: there may be no
@@ -102,7 +103,7 @@ class RowMaker:
             ValueError: as `check`, which finds the same earlier.
         """
         self.agent.actor_critic.to("cpu")
-        row = self._row(*self._options(name))
+        row = self._made.pop(name, None) or self._row(*self._options(name))
         row.policy.to(device).eval()
         return row
 

@@ -394,22 +394,31 @@ def write_sharegpt(records: Records, template: PromptTemplate, space: ActionSpac
     """
     place_frames(records, output)
     (output / "records").mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(records), RECORDS_PER_FILE)
-    with tqdm(total=len(records), desc="records", unit="record") as bar:
-        for number, start in enumerate(starts):
-            file = output / "records" / f"{number:05d}.json"
-            span = range(start, min(start + RECORDS_PER_FILE, len(records)))
-            if not file.exists():
-                rows = (sharegpt_row(records[i], template, space) for i in span)
-                text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-                write_atomically(file, f"[\n{text}\n]\n".encode())
-            bar.update(len(span))
+    for file, span in missing_files(len(records), output / "records", "{:05d}.json"):
+        rows = (sharegpt_row(records[i], template, space) for i in span)
+        text = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        write_atomically(file, f"[\n{text}\n]\n".encode())
     entry = {
         "file_name": "records",
         "formatting": "sharegpt",
         "columns": {"messages": "conversations", "images": "images"},
     }
     write_atomically(output / "dataset_info.json", json.dumps({name: entry}, indent=2).encode())
+
+
+def missing_files(count: int, folder: Path, name: str) -> Iterator[tuple[Path, range]]:
+    """Files of `RECORDS_PER_FILE` records that are not there yet, and the numbers of their records, with a bar.
+
+    Args:
+        count: of all records.
+        name: of a file, with a place for its number.
+    """
+    with tqdm(total=count, desc="records", unit="record") as bar:
+        for number, start in enumerate(range(0, count, RECORDS_PER_FILE)):
+            file, span = folder / name.format(number), range(start, min(start + RECORDS_PER_FILE, count))
+            if not file.exists():
+                yield file, span
+            bar.update(len(span))
 
 
 def place_frames(records: Records, output: Path) -> None:

@@ -14,17 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.interchange.sharegpt import place_frames
+from habitat_vlnr1.interchange.sharegpt import missing_files, place_frames
 from habitat_vlnr1.prompt import PromptTemplate
 from habitat_vlnr1.records import Record, Records
 
 if TYPE_CHECKING:
     import pyarrow
 
-RECORDS_PER_SHARD = 20_000
 RECORDS_PER_GROUP = 1000
 
 
@@ -53,14 +50,8 @@ def write_trl(records: Records, template: PromptTemplate, space: ActionSpace, ou
     place_frames(records, output)
     (output / "data").mkdir(parents=True, exist_ok=True)
     frames = output.resolve()
-    starts = range(0, len(records), RECORDS_PER_SHARD)
-    with tqdm(total=len(records), desc="records", unit="record") as bar:
-        for number, start in enumerate(starts):
-            file = output / "data" / f"train-{number:05d}.parquet"
-            span = range(start, min(start + RECORDS_PER_SHARD, len(records)))
-            if not file.exists():
-                _write_shard(file, (trl_row(records[i], template, space, frames) for i in span))
-            bar.update(len(span))
+    for file, span in missing_files(len(records), output / "data", "train-{:05d}.parquet"):
+        _write_shard(file, (trl_row(records[i], template, space, frames) for i in span))
 
 
 def _write_shard(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from habitat_vlnr1.config import edited, import_modules
+from habitat_vlnr1.config import edited, import_modules, processes
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.results import LeftOut, left_out_text
@@ -98,7 +98,7 @@ def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
 def on_own_gpu(config: DictConfig) -> DictConfig:
     """The config with model and simulators on the GPU of this one of torchrun's processes; alone as configured, and a
     simulator that renders without one (-1) stays so."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
+    count = processes()
     if count == 1:
         return config
     gpu = int(os.environ.get("LOCAL_RANK", 0)) % (torch.cuda.device_count() or count)

@@ -30,11 +30,12 @@ from habitat_baselines.utils.common import batch_obs, inference_mode
 from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.config import check_sources, edited, export_folder, plain, sft_arguments
+from habitat_vlnr1.config import check_sources, edited, export_folder, plain
 from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import write_atomically
 from habitat_vlnr1.observations import EXPERT, PLAN
+from habitat_vlnr1.optimisation import sft_arguments
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import VLNEgo, summarize
 from habitat_vlnr1.results import LeftOut, left_out_text

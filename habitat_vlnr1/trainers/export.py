@@ -17,9 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import action_space, edited, export_folder, plain, records_of
+from habitat_vlnr1.config import action_space, check_shard, edited, export_folder, plain, records_of
 from habitat_vlnr1.episode_writer import EpisodeWriter, check_claim
-from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT
@@ -178,8 +177,7 @@ def walk_split(
 def check_shards(root: Path, shard: int, num_shards: int) -> None:
     """Before anything is written: ValueError for a shard that there is not, RecordError when the folder was begun with
     another number of them."""
-    if not 0 <= shard < num_shards:
-        raise VLNR1Error(f"vlnr1.export.shard={shard} of {num_shards}: shards count from 0 to num_shards - 1")
+    check_shard("vlnr1.export.shard", shard, num_shards)
     parts = summary_files(root)
     if parts and len(parts) != num_shards:
         missing = [str(number) for number, part in enumerate(parts) if not part.is_file()]

@@ -22,21 +22,12 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from habitat_vlnr1.config import (
-    NO_MASTERS,
-    accumulation,
-    action_space,
-    asked_with,
-    export_folder,
-    plain,
-    records_of,
-    rft_arguments,
-    trained_card,
-)
+from habitat_vlnr1.config import action_space, asked_with, export_folder, plain, records_of, trained_card
 from habitat_vlnr1.errors import CheckpointError, MissingFileError, VLNR1Error
 from habitat_vlnr1.files import differences, read_json
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.optimisation import NO_MASTERS, accumulation, rft_arguments
 from habitat_vlnr1.records import Records, VLNEgo
 from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.trainers.export import export_if_missing, is_exported

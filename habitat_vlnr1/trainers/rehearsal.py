@@ -23,7 +23,7 @@ import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from habitat_vlnr1.config import action_space, edited, model_card
+from habitat_vlnr1.config import action_space, edited, model_card, processes
 from habitat_vlnr1.doctor.host_memory import GIB, machine_bytes, shared_free
 from habitat_vlnr1.doctor.planning import Plan, engine_of, known_model, make_plan
 from habitat_vlnr1.errors import MissingFileError, RunError
@@ -64,7 +64,7 @@ def rehearse(config: DictConfig) -> None:
     Raises:
         RunError: a stage failed on some process; its last line and its log are named.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = int(os.environ.get("RANK", 0)), processes()
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     folder = Path(config.vlnr1.run_dir, "rehearsal").absolute()

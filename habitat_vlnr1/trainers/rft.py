@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
-from habitat_vlnr1.config import check_sources, edited, reward_functions, rft_arguments
+from habitat_vlnr1.config import check_sources, edited
+from habitat_vlnr1.optimisation import reward_functions, rft_arguments
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, on_own_gpu, only_trainer, register_trainer

@@ -14,21 +14,13 @@ from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import ProcessorMixin
 
-from habitat_vlnr1.config import (
-    action_space,
-    batch_text,
-    lora,
-    prompt_encoder,
-    reward_functions,
-    rft_arguments,
-    template_of,
-    trained_card,
-)
+from habitat_vlnr1.config import action_space, prompt_encoder, template_of, trained_card
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import full_disk_is_said
 from habitat_vlnr1.lvlm.checkpoint import ModelCard
 from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.lvlm.plain_text import PlainText
+from habitat_vlnr1.optimisation import batch_text, lora, reward_functions, rft_arguments
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.results import LISTED
 from habitat_vlnr1.trainers.fitting import (

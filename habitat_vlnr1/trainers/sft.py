@@ -7,7 +7,8 @@ the newest whole checkpoint, finished evaluation episodes.
 
 from __future__ import annotations
 
-from habitat_vlnr1.config import check_sources, sft_arguments
+from habitat_vlnr1.config import check_sources
+from habitat_vlnr1.optimisation import sft_arguments
 from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
 
 SPLIT = "train"

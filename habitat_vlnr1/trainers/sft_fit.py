@@ -9,12 +9,13 @@ import trl
 from datasets import Dataset
 from omegaconf import DictConfig
 
-from habitat_vlnr1.config import action_space, batch_text, lora, plain, prompt_encoder, sft_arguments, trained_card
+from habitat_vlnr1.config import action_space, plain, prompt_encoder, trained_card
 from habitat_vlnr1.files import differences, full_disk_is_said
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
+from habitat_vlnr1.optimisation import batch_text, lora, sft_arguments
 from habitat_vlnr1.records import Records, keep_some
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,

@@ -9,12 +9,12 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from habitat_vlnr1.config import accumulation
 from habitat_vlnr1.doctor.host_memory import PROGRAM, SIMULATOR, WORKER, host_memory
 from habitat_vlnr1.doctor.model_sizes import Memory, Size, activations, architecture, empty_model, training_memory
 from habitat_vlnr1.doctor.planning import make_plan, print_plan
 from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.frame_files import encode_jpeg
+from habitat_vlnr1.optimisation import accumulation
 from habitat_vlnr1.records import Episode
 from tests.paths import CONFIGS
 

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
-from habitat_vlnr1.config import reward_functions, rft_arguments
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
+from habitat_vlnr1.optimisation import reward_functions, rft_arguments
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import Episode, RecordError, keep_some
 from habitat_vlnr1.rewards import make_reward
@@ -407,7 +407,7 @@ def test_a_reward_that_trl_cannot_call_is_told_before_any_work(configured, name,
 
 
 def test_walks_have_the_columns_that_rewards_may_ask_for():
-    from habitat_vlnr1.config import WALK_COLUMNS
+    from habitat_vlnr1.optimisation import WALK_COLUMNS
     from habitat_vlnr1.trainers.online import MEASURES
 
     assert set(MEASURES) < set(WALK_COLUMNS)

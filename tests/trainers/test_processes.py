@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from habitat_baselines.config.default import get_config
 
-from habitat_vlnr1.config import accumulation, batch_text, rft_arguments, sft_arguments
 from habitat_vlnr1.errors import MissingFileError, VLNR1Error
+from habitat_vlnr1.optimisation import accumulation, batch_text, rft_arguments, sft_arguments
 from habitat_vlnr1.trainers import fitting
 from habitat_vlnr1.trainers.base import on_own_gpu
 from tests.paths import CONFIGS, ROOT
