@@ -7,7 +7,7 @@ from datasets import load_dataset
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.episode_writer import EpisodeWriter
-from habitat_vlnr1.interchange import trl_rows
+from habitat_vlnr1.interchange import sharegpt, trl_rows
 from habitat_vlnr1.interchange.trl_rows import write_trl
 from habitat_vlnr1.lvlm.frames import read_frame
 from habitat_vlnr1.memory import make_memory
@@ -30,13 +30,14 @@ def opened(folder, cache):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_row_is_its_record(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(trl_rows, "RECORDS_PER_SHARD", 5)
+    monkeypatch.setattr(sharegpt, "RECORDS_PER_FILE", 5)
     monkeypatch.setattr(trl_rows, "RECORDS_PER_GROUP", 2)
     ego = write(tmp_path / "ego", packed)
     records = ego.records(make_memory("uniform", budget=2), 6)
     template, space = get_template("vln_ego"), ActionSpace(turn_angle=15)
     write_trl(records, template, space, tmp_path / "out")
     assert len(list((tmp_path / "out/frames").rglob("*.jpg"))) == 4
+    assert len(list((tmp_path / "out/data").glob("*.parquet"))) == 2
     rows = opened(tmp_path / "out", tmp_path / "cache")
     assert len(rows) == len(records) == 8
     for row, record in zip(rows, records, strict=True):
