@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from habitat_vlnr1.lvlm.inputs import PromptEncoder
 
 
+NOTED = 32
+"""How many frequent answers a card has: more than are tried by default, so that more can be."""
+
+
 def plain(node: Any) -> Any:
     """A group of the config as dicts and lists, resolved; what is none stays as it is."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -121,7 +125,12 @@ def model_card(config: DictConfig, **info: Any) -> ModelCard:
 
 
 def trained_card(
-    config: DictConfig, stage: str, start: str | None = None, folder: str | Path | None = None, **made_with: Any
+    config: DictConfig,
+    stage: str,
+    start: str | None = None,
+    folder: str | Path | None = None,
+    records: Records | None = None,
+    **made_with: Any,
 ) -> ModelCard:
     """What stands beside every checkpoint of this run.
 
@@ -129,12 +138,17 @@ def trained_card(
         start: the checkpoint that training begins from; None for a new model.
         folder: where the card's checkpoint will lie, as seen from which the start is remembered; None: in the run's
             checkpoint folder.
+        records: what is trained on, whose frequent answers are noted; None: those that the start has.
         made_with: more of where it comes from.
     """
+    from habitat_vlnr1.lvlm.checkpoint import read_card
+
     folder = folder or Path(config.habitat_baselines.checkpoint_folder) / "checkpoint"
     began = None if start is None else origin(start, folder)
     card = model_card(config, stage=stage, start=began, data=list(config.vlnr1.data.sources), **made_with)
-    return replace(card, jpeg_quality=jpeg_quality(config))
+    known = read_card(start) if records is None and start is not None else None
+    frequent = records.frequent_answers(NOTED) if records else known.frequent_answers if known else ()
+    return replace(card, jpeg_quality=jpeg_quality(config), frequent_answers=frequent)
 
 
 def jpeg_quality(config: DictConfig) -> int:
@@ -300,12 +314,14 @@ def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
         logger.warning(f"{path}: {difference}")
     return load_decoder(
         path,
-        model_card(config),
+        replace(model_card(config), frequent_answers=card.frequent_answers if card else ()),
         dtype=config.vlnr1.model.dtype,
         device=torch.device("cuda", config.habitat_baselines.torch_gpu_id) if torch.cuda.is_available() else None,
         attn_implementation=config.vlnr1.model.attn_implementation,
         temperature=decoding.temperature,
         constrained=decoding.constrained,
+        drafts=decoding.drafts,
+        prefix_cache_mb=decoding.prefix_cache_mb,
         seed=config.habitat.seed,
     )
 

@@ -154,6 +154,8 @@ RULES: dict[str, Rule] = {
     "decoding.execute_horizon": COUNT,
     "decoding.temperature": number(0),
     "decoding.constrained": FLAG,
+    "decoding.drafts": INDEX,
+    "decoding.prefix_cache_mb": number(0),
     "decoding.allow_other_angles": FLAG,
     "export.splits": all_of(TEXT, 1),
     "export.shard": INDEX,

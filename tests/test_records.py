@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from io import BytesIO
 
 import pytest
@@ -54,6 +55,23 @@ def test_every_step_is_a_record_and_stop_is_never_lost(root):
     assert [path.name for path in records[3].frames] == ["0000.jpg", "0002.jpg", "0003.jpg"]
     assert records[4].frames == (root / "frames/house/2/0000.jpg",)
     assert records[4].instruction == "Walk 2."
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_frequent_answers_are_counted_over_all_records(tmp_path, offset):
+    writer = EpisodeWriter(tmp_path / "ego", META)
+    walks = [[1, 2, 1, 0], [3, 0], [1, 1, 1, 1, 0]]
+    for name, actions in enumerate(walks):
+        labels = {1: (2, 1, 0)} if name == 1 else {}
+        line = Episode(str(name), "house", "Walk.", tuple(actions), labels=labels)
+        writer.write(line, [jpeg(i) for i in range(len(actions))])
+    writer.close()
+    records = VLNEgo(tmp_path / "ego").records(make_memory("current"), 2, offset)
+    counted = Counter(record.answer for record in records)
+    frequent = records.frequent_answers(3)
+    assert [counted[answer] for answer in frequent] == [count for _, count in counted.most_common(3)]
+    assert frequent == records.frequent_answers(99)[:3] and set(records.frequent_answers(99)) == set(counted)
+    assert {type(action) for answer in frequent for action in answer} == {Action}
 
 
 def test_released_labels_are_shifted_by_one(root):

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.actions import LETTERS, Action, ActionSpace, letter_of
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, chain, check_whole, not_finite, not_finite_on_disk
@@ -45,6 +45,7 @@ class ModelCard:
         memory: strategy and parameters of the memory, e.g. `{"strategy": "long_short", "budget": 16}`.
         max_pixels: the most pixels of a frame; None means the processor's own limit.
         jpeg_quality: of the frames that it was trained on; None: raw ones, or nobody knows.
+        frequent_answers: those of its training data, the most frequent first; decoding tries them (`drafts.py`).
         info: provenance, kept as it is (data, base model, …).
     """
 
@@ -54,6 +55,7 @@ class ModelCard:
     memory: dict[str, Any] = field(default_factory=dict)
     max_pixels: int | None = None
     jpeg_quality: int | None = None
+    frequent_answers: tuple[tuple[Action, ...], ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class ModelCard:
             "memory": self.memory,
             "max_pixels": self.max_pixels,
             "jpeg_quality": self.jpeg_quality,
+            "frequent_answers": ["".join(map(letter_of, answer)) for answer in self.frequent_answers],
             "info": self.info,
         }
 
@@ -73,8 +76,8 @@ class ModelCard:
     def from_json(cls, row: dict[str, Any]) -> ModelCard:
         if row.get("format") != CARD_FORMAT:
             raise VLNR1Error(f"format {row.get('format')!r}, but this version reads {CARD_FORMAT}")
-        kinds = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None, "info": dict}
-        kinds["jpeg_quality"] = int | None
+        kinds: dict[str, Any] = {"num_actions": int, "template": str, "memory": dict, "max_pixels": int | None}
+        kinds |= {"jpeg_quality": int | None, "frequent_answers": list, "info": dict}
         for key, kind in kinds.items():
             if key in row and (not isinstance(row[key], kind) or isinstance(row[key], bool)):
                 raise VLNR1Error(f"{key} is {row[key]!r}")
@@ -84,9 +87,17 @@ class ModelCard:
             template=row["template"],
             memory=row["memory"],
             max_pixels=row["max_pixels"],
-            jpeg_quality=row.get("jpeg_quality"),  # a card of an older version does not say
+            # A card of an older version does not say:
+            jpeg_quality=row.get("jpeg_quality"),
+            frequent_answers=tuple(_answer(letters) for letters in row.get("frequent_answers", ())),
             info=row.get("info", {}),
         )
+
+
+def _answer(letters: str) -> tuple[Action, ...]:
+    if not isinstance(letters, str) or not letters or not set(letters) <= LETTERS.keys():
+        raise VLNR1Error(f"frequent_answers has {letters!r}, which is no answer in letters")
+    return tuple(LETTERS[letter] for letter in letters)
 
 
 def load(

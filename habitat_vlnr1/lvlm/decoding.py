@@ -1,13 +1,15 @@
 """From prompts to actions: decide the letters, append the determined words in the same forward pass.
 
-An answer of n actions takes n forward passes (the prompt, then n - 1 times the chosen letter with the words behind
-it) where token-by-token generation takes 54 with Qwen's tokenizer and n = 6. The result is that of greedy `generate`
-under the same grammar. Features of frames are kept by the frames' keys, so a frame is encoded once in its life, not
-once for every prompt in which it is history.
+Token-by-token generation takes 54 forward passes for an answer with Qwen's tokenizer and n = 6; with the determined
+words appended n are left, and with drafts (`drafts.py`) one or two. A pass runs only what is new: frames are encoded
+once in their life (`feature_cache.py`), and of a prompt that begins like the last one of its stream only the rest is
+run (`prefix_cache.py`). The result is that of greedy `generate` under the same grammar, log-probabilities up to
+rounding. In bfloat16 that rounding is coarse: two letters that are nearly equally likely may change places with what
+stands beside a prompt in its batch, as in any batched decoding, and with where a prompt was cut.
 
 Examples:
     >>> decoder = load_decoder("data/vlnr1/quickstart/checkpoints/checkpoint-2600")  # doctest: +SKIP
-    >>> prompt = Prompt("go to the red sofa", [frame_0, frame_1], [(7, 0), (7, 1)])  # doctest: +SKIP
+    >>> prompt = Prompt("go to the red sofa", [frame_0, frame_1], [(7, 0), (7, 1)], stream=7)  # doctest: +SKIP
     >>> (answer,) = decoder.decode([prompt])  # doctest: +SKIP
     >>> answer.actions, answer.text  # doctest: +SKIP
 """
@@ -18,10 +20,8 @@ import copy
 import json
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -33,11 +33,14 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from habitat_vlnr1.actions import Action, read_letters
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.lvlm.fast_vision import core_of, encode_frames, speed_up_vision
-from habitat_vlnr1.lvlm.frames import Frame, Patches
-from habitat_vlnr1.lvlm.grammar import ACTIONS, AnswerGrammar, Tokens, read_grammar
+from habitat_vlnr1.lvlm.drafts import DRAFTS, Path, choose_drafts, paths_from, paths_of
+from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
+from habitat_vlnr1.lvlm.feature_cache import FeatureCache
+from habitat_vlnr1.lvlm.frames import Frame
+from habitat_vlnr1.lvlm.grammar import ACTIONS, AnswerGrammar, read_grammar
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
-from habitat_vlnr1.lvlm.letters import letter_logits
+from habitat_vlnr1.lvlm.passes import Passes
+from habitat_vlnr1.lvlm.prefix_cache import PrefixCache
 from habitat_vlnr1.lvlm.query import Query
 from habitat_vlnr1.weights import folder_fingerprint
 
@@ -52,11 +55,14 @@ class Prompt:
         instruction: what the agent was told.
         frames: uint8 arrays [H, W, 3] or files; history in order of time, then the current frame.
         keys: an identity per frame, such as (rollout, step), by which its features are kept; None keeps nothing.
+        stream: whose prompts follow one another and begin alike, such as an environment: keys and values of its last
+            prompt are kept until the next one, or until `ActionDecoder.forget`. None keeps nothing.
     """
 
     instruction: str
     frames: Sequence[Frame]
     keys: Sequence[Hashable] | None = None
+    stream: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,24 @@ class Answer:
     valid: bool = True
 
 
+@dataclass
+class Counts:
+    """What a decoder has done so far for constrained answers.
+
+    Args:
+        answers: given.
+        passes: forward passes, each of a whole batch.
+        passes_of_answers: how many of them each answer took, summed over the answers.
+        tokens, tokens_reused: of prompts, and how many of these were not run again.
+    """
+
+    answers: int = 0
+    passes: int = 0
+    passes_of_answers: int = 0
+    tokens: int = 0
+    tokens_reused: int = 0
+
+
 class ActionDecoder:
     """Asks a model for actions.
 
@@ -92,8 +116,14 @@ class ActionDecoder:
         stop_is_final: after STOP only STOP follows, as in every expert's answer.
         lenient: for free answers, read the letters alone when words or number of actions differ.
         batch_size: the most prompts in one forward pass.
-        cache_mb: memory for frame features; the least recently used go first.
+        cache_mb: MiB for frame features; the least recently used go first.
+        prefix_cache_mb: MiB for keys and values of prompts with a `stream`; 0 runs every prompt whole.
+        drafts: answers that are tried at once in the pass that reads a prompt, the likeliest ones; none decides letter
+            by letter. For constrained answers.
         seed: of the sampling.
+
+    Attributes:
+        counts: what was done so far.
     """
 
     def __init__(
@@ -107,6 +137,8 @@ class ActionDecoder:
         lenient: bool = True,
         batch_size: int = 32,
         cache_mb: float = 256,
+        prefix_cache_mb: float = 1024,
+        drafts: Sequence[Sequence[Action]] = (),
         seed: int = 0,
     ):
         if temperature < 0:
@@ -124,6 +156,9 @@ class ActionDecoder:
             read_grammar(encoder.tokenizer, encoder.space, self.num_actions, encoder.end_id) if constrained else None
         )
         self._features = FeatureCache(model, encoder, cache_mb)
+        self._prefixes = PrefixCache(prefix_cache_mb)
+        self._drafts = paths_of(drafts, self.num_actions, stop_is_final)
+        self.counts = Counts()
         self.seed = seed
         self._chance = torch.Generator().manual_seed(seed)
 
@@ -147,8 +182,9 @@ class ActionDecoder:
         return self._grammar
 
     def forget(self) -> None:
-        """Drop the kept frame features; needed after the model's weights have changed."""
+        """Drop what is kept of frames and prompts; needed after the model's weights have changed."""
         self._features.clear()
+        self._prefixes.clear()
 
     @torch.inference_mode()
     def decode(
@@ -171,42 +207,69 @@ class ActionDecoder:
         answers: list[Answer] = []
         for start in range(0, len(prompts), self.batch_size):
             part = prompts[start : start + self.batch_size]
-            queries = [self.encoder.query(prompt.instruction, prompt.frames, prompt.keys) for prompt in part]
             if self.constrained:
                 own = None if seeds is None else seeds[start * samples : (start + len(part)) * samples]
-                answers += self._constrained(queries, samples, own, greedy)
+                answers += self._constrained(part, samples, own, greedy)
             else:
-                answers += self._free(queries, samples)
+                answers += self._free([self._query(prompt) for prompt in part], samples)
         return answers
 
+    def _query(self, prompt: Prompt) -> Query:
+        return self.encoder.query(prompt.instruction, prompt.frames, prompt.keys)
+
     def _constrained(
-        self, queries: Sequence[Query], samples: int, seeds: Sequence[Seed] | None, greedy: bool
+        self, prompts: Sequence[Prompt], samples: int, seeds: Sequence[Seed] | None, greedy: bool
     ) -> list[Answer]:
-        run = _Run(self.model, self.encoder, queries, self._features.of(queries), samples)
-        rows = [_Row() for _ in range(len(queries) * samples)]
+        passes = self._read_prompts(prompts)
+        rows = [_Row(number) for number in range(len(prompts)) for _ in range(samples)]
         noise = self._noise(len(rows), seeds) if self.temperature and not greedy else None
-        for step in range(self.num_actions):
-            if all(self._stopped(row) for row in rows):
+        while True:
+            self._decide(rows, noise, passes)
+            left = [row for row in rows if not self._complete(row)]
+            if not left:
                 break
-            if step:
-                run.feed([self._last_words(row) for row in rows])
-            choices = [self.grammar.choices(row.last) for row in rows]
-            logits = letter_logits(run.head, run.hidden, choices).cpu()
-            chosen, log_probs = self._choose(logits, None if noise is None else noise[:, step])
-            for row, action, log_prob in zip(rows, chosen, log_probs, strict=True):
-                if not self._stopped(row):
-                    row.actions.append(ACTIONS[action])
-                    row.log_probs.append(log_prob)
+            wanted: dict[int, dict[Path, None]] = {}
+            for row in left:
+                tried = paths_from(row.path, self.num_actions) if self._drafts else (row.path,)
+                wanted.setdefault(row.query, {}).update(dict.fromkeys(tried))
+            passes.extend({query: list(paths) for query, paths in wanted.items()})
+        self.counts.passes += passes.count
+        self.counts.answers += len(rows)
+        self.counts.passes_of_answers += sum(row.passes for row in rows)
         return [self._answer(row) for row in rows]
 
-    def _stopped(self, row: _Row) -> bool:
-        return self.stop_is_final and row.last is Action.STOP
+    def _read_prompts(self, prompts: Sequence[Prompt]) -> Passes:
+        """Run the prompts, but for what is kept of them, and behind each the drafts."""
+        queries = [self._query(prompt) for prompt in prompts]
+        streams = [prompt.stream for prompt in prompts]
+        known = [self._prefixes.beginning(*pair) for pair in zip(streams, queries, strict=True)]
+        features = self._features.of(queries, [part.images for part in known])
+        passes = Passes(self.model, self.encoder, self.grammar)
+        passes.read(queries, known, features, self._drafts)
+        for row, (stream, query) in enumerate(zip(streams, queries, strict=True)):
+            if stream is not None and self._prefixes.capacity:
+                self._prefixes.keep(stream, query, passes.states(row))
+        self.counts.tokens += sum(len(query.ids) for query in queries)
+        self.counts.tokens_reused += sum(part.tokens for part in known)
+        return passes
 
-    def _last_words(self, row: _Row) -> Tokens:
-        """The last decision's token with the determined ones behind it, up to the next decision."""
-        previous = row.actions[-2] if len(row.actions) > 1 else None
-        last = row.actions[-1]
-        return (self.grammar.choices(previous)[last], *self.grammar.between[last])
+    def _decide(self, rows: Sequence[_Row], noise: Tensor | None, passes: Passes) -> None:
+        """Go on with each answer as far as its path has been run."""
+        while ready := [
+            number
+            for number, row in enumerate(rows)
+            if not self._complete(row) and row.path in passes.logits[row.query]
+        ]:
+            four = torch.stack([passes.logits[rows[number].query][rows[number].path] for number in ready])
+            made = [len(rows[number].actions) for number in ready]
+            chosen, log_probs = self._choose(four, None if noise is None else noise[ready, made])
+            for number, action, log_prob in zip(ready, chosen, log_probs, strict=True):
+                rows[number].actions.append(ACTIONS[action])
+                rows[number].log_probs.append(log_prob)
+                rows[number].passes = passes.count
+
+    def _complete(self, row: _Row) -> bool:
+        return len(row.actions) == self.num_actions or (self.stop_is_final and row.last is Action.STOP)
 
     def _noise(self, rows: int, seeds: Sequence[Seed] | None) -> Tensor:
         """Gumbel noise [rows, n, 4]: the largest sum of log-probability and noise is a draw from the distribution."""
@@ -296,6 +359,7 @@ def load_decoder(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
+    drafts: int = DRAFTS,
     **options: Any,
 ) -> ActionDecoder:
     """Load a checkpoint and make what asks it. Decoders of one checkpoint share its model while one of them lives.
@@ -304,6 +368,7 @@ def load_decoder(
         path: a folder or a Hugging Face id.
         card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
         dtype, attn_implementation: as `checkpoint.load` takes them.
+        drafts: how many of the card's most frequent answers are tried at once; 0 decides letter by letter.
         device: None: the process's current GPU where there is one.
         options: of `ActionDecoder`, such as `temperature`.
 
@@ -319,7 +384,8 @@ def load_decoder(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model: Any  # `to` of PreTrainedModel is wrapped without its types
     model, processor = _shared(path, dtype, attn_implementation)
-    return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), **options)
+    tried = choose_drafts(card.frequent_answers, drafts, card.num_actions)
+    return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), drafts=tried, **options)
 
 
 _MODELS: WeakValueDictionary[tuple[str, ...], PreTrainedModel] = WeakValueDictionary()
@@ -339,115 +405,22 @@ def _shared(path: str, dtype: str | torch.dtype, attention: str | None) -> tuple
 
 @dataclass
 class _Row:
-    """The decisions made so far for one answer."""
+    """The decisions made so far for one answer.
 
+    Args:
+        query: the number of its prompt in the batch.
+        passes: after how many passes over that batch its last decision was made.
+    """
+
+    query: int
     actions: list[Action] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    passes: int = 0
+
+    @property
+    def path(self) -> Path:
+        return tuple(self.actions)
 
     @property
     def last(self) -> Action | None:
         return self.actions[-1] if self.actions else None
-
-
-class _Run:
-    """Forward passes over a batch of rows of unequal length, on one growing key-value cache.
-
-    Rows are padded on the right and padding stays in the cache, masked; M-RoPE positions are given explicitly, so
-    a row does not notice it. `hidden` [rows, width] is what the head would get behind the last token of each row.
-    """
-
-    hidden: Tensor
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        encoder: PromptEncoder,
-        queries: Sequence[Query],
-        features: Any,
-        samples: int,
-    ):
-        self.core = core_of(model)
-        self.head = model.get_output_embeddings()
-        self.device = model.device
-        self.encoder = encoder
-        self.cache: Any = None
-        self.mask = torch.zeros(len(queries), 0, dtype=torch.long, device=self.device)
-        self._forward([(query.ids, query.positions) for query in queries], mm_encoder_outputs={"image": features})
-        self.next = [int(query.positions.max()) + 1 for query in queries for _ in range(samples)]
-        if samples > 1:
-            self._repeat(samples)
-
-    def _repeat(self, samples: int) -> None:
-        self.cache.batch_repeat_interleave(samples)
-        self.mask = self.mask.repeat_interleave(samples, dim=0)
-        self.hidden = self.hidden.repeat_interleave(samples, dim=0)
-
-    def feed(self, tokens: Sequence[Tokens]) -> None:
-        """Append text tokens to each row."""
-        starts = zip(self.next, tokens, strict=True)
-        spans = [(np.array(ids), np.tile(np.arange(start, start + len(ids)), (3, 1))) for start, ids in starts]
-        self._forward(spans)
-        self.next = [start + len(ids) for start, ids in zip(self.next, tokens, strict=True)]
-
-    def _forward(self, spans: Sequence[tuple[np.ndarray, np.ndarray]], **options: Any) -> None:
-        batch = {name: table.to(self.device) for name, table in self.encoder.pad(spans, left=False).items()}
-        self.mask = torch.cat([self.mask, batch["attention_mask"]], dim=1)
-        out = self.core(
-            input_ids=batch["input_ids"],
-            attention_mask=self.mask,
-            position_ids=batch["position_ids"],
-            past_key_values=self.cache,
-            use_cache=True,
-            **options,
-        )
-        self.cache = out.past_key_values
-        last = batch["attention_mask"].sum(1) - 1
-        self.hidden = out.last_hidden_state[torch.arange(len(spans), device=self.device), last]
-
-
-class FeatureCache:
-    """Vision features of frames by key, in at most `cache_mb` of memory, on the model's device."""
-
-    def __init__(self, model: PreTrainedModel, encoder: PromptEncoder, cache_mb: float):
-        self.core = core_of(model)
-        self.cutter = encoder.cutter
-        self.capacity = int(cache_mb * 2**20)
-        self._kept: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
-        self._size = 0
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._size = 0
-
-    def of(self, queries: Sequence[Query]) -> Any:
-        """Features of all images of the queries, in their order, as the model takes them (`mm_encoder_outputs`)."""
-        frames = [frame for query in queries for frame in query.frames]
-        keys = [key for query in queries for key in query.keys]
-        names = [("no key", id(frame)) if key is None else key for key, frame in zip(keys, frames, strict=True)]
-        now = {name: self._kept[name] for name in names if name in self._kept}
-        new = {name: frame for name, frame in zip(names, frames, strict=True) if name not in now}
-        if new:
-            now.update(zip(new, self._encode(list(new.values())), strict=True))
-        for key in keys:
-            if key is not None:
-                self._keep(key, now[key])
-        pooled, *levels = zip(*(now[name] for name in names), strict=True)
-        return SimpleNamespace(pooler_output=pooled, deepstack_features=levels)
-
-    def _encode(self, frames: Sequence[Patches]) -> list[tuple[Tensor, ...]]:
-        """Per frame its features, and those for deeper layers where the model (Qwen3-VL) has them."""
-        device = next(self.core.parameters()).device
-        pixels = self.cutter.pixel_values(frames, single_slot=True).to(device)
-        out = encode_frames(self.core, pixels, self.cutter.grid_thw(frames).to(device))
-        levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
-        # Copies: parts of one large tensor would keep all of it.
-        return [tuple(level[i].clone() for level in levels) for i in range(len(frames))]
-
-    def _keep(self, key: Hashable, features: tuple[Tensor, ...]) -> None:
-        if key not in self._kept:
-            self._size += sum(part.nbytes for part in features)
-            self._kept[key] = features
-        self._kept.move_to_end(key)
-        while self._size > self.capacity:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= sum(part.nbytes for part in oldest)

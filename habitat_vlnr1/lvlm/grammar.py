@@ -44,6 +44,11 @@ class AnswerGrammar:
         """The four tokens among which the next action is decided."""
         return self.first if previous is None else self.later[previous]
 
+    def words(self, actions: Sequence[Action]) -> Tokens:
+        """The last action's decision with the determined tokens behind it, up to the next decision."""
+        last = actions[-1]
+        return (self.choices(actions[-2] if len(actions) > 1 else None)[last], *self.between[last])
+
     def tokens(self, actions: Sequence[Action]) -> tuple[Tokens, tuple[bool, ...]]:
         """The answer's token ids, end token included, and which of them are decisions."""
         ids: list[int] = []

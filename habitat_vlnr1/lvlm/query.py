@@ -32,18 +32,23 @@ class Query:
 def common_beginning(queries: Sequence[Query]) -> tuple[int, int]:
     """How many tokens, and how many images among them, all prompts begin with.
 
-    Images count whole, and only when they are the same cut frame. The last token of a prompt is never common: it
-    predicts the answer.
+    Images count whole, and only when they are the same: of one key, or, where they have none, the same cut frame. The
+    last token of a prompt is never common: it predicts the answer.
     """
     first = queries[0]
     tokens = min(len(query.ids) for query in queries) - 1
-    images = min(len(query.frames) for query in queries)
+    images = min(len(query.spans) for query in queries)
     for query in queries[1:]:
         differs = (query.ids[:tokens] != first.ids[:tokens]).nonzero()[0]
         tokens = int(differs[0]) if len(differs) else tokens
-        same = [a is b for a, b in zip(first.frames, query.frames, strict=False)]
-        images = min(images, (*same, False).index(False))
+        images = next((i for i in range(images) if not _same_image(first, query, i)), images)
     for number, (start, end) in enumerate(first.spans):
         if end > tokens or number >= images:
             return min(tokens, start), number
     return tokens, len(first.spans)
+
+
+def _same_image(one: Query, other: Query, number: int) -> bool:
+    if one.keys[number] is not None or other.keys[number] is not None:
+        return one.keys[number] == other.keys[number]
+    return bool(one.frames and other.frames) and one.frames[number] is other.frames[number]

@@ -23,7 +23,7 @@ from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import check_checkpoint, make_decoder
 from habitat_vlnr1.errors import MissingFileError, VLNR1Error
 from habitat_vlnr1.obs_transform import memory_frames
-from habitat_vlnr1.observations import CLOCK, INSTRUCTION, MEMORY, MEMORY_STEPS, decode_text
+from habitat_vlnr1.observations import CLOCK, INSTRUCTION, MEMORY, MEMORY_STEPS, decode_text, environment_of
 from habitat_vlnr1.policies.scripted import ScriptedPolicy, check_spaces
 
 if TYPE_CHECKING:  # Transformers takes seconds to import, and every Habitat run registers this module.
@@ -206,4 +206,5 @@ def prompt_of(observations: dict[str, Tensor], row: int) -> Prompt:
         instruction=decode_text(observations[INSTRUCTION][row].cpu().numpy()),
         frames=frames,
         keys=[(rollout, s) for s in (*past, step)],
+        stream=environment_of(rollout) or rollout,
     )

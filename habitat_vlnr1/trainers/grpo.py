@@ -27,6 +27,7 @@ import trl
 from torch import Tensor
 from trl.models.utils import unwrap_model_for_generation
 
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.errors import CheckpointError
 from habitat_vlnr1.lvlm.checkpoint import why_not_finite
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
@@ -93,13 +94,20 @@ class GroupTrainer(RecordTrainer):
     Args:
         records: what the rows' numbers count; None where a subclass has other rows.
         encoder: makes the prompts.
+        drafts: of `ActionDecoder`.
         train_forced: whether the words behind a letter count in the loss, as in the paper and in plain TRL; else only
             the letters do, each among the four.
         rest: those of `trl.GRPOTrainer`.
     """
 
     def __init__(
-        self, *args: Any, records: Records | None, encoder: PromptEncoder, train_forced: bool = True, **rest: Any
+        self,
+        *args: Any,
+        records: Records | None,
+        encoder: PromptEncoder,
+        drafts: Sequence[Sequence[Action]] = (),
+        train_forced: bool = True,
+        **rest: Any,
     ):
         rest["rollout_func"] = lambda prompts, trainer: self.roll_out()
         super().__init__(*args, **rest)
@@ -108,9 +116,8 @@ class GroupTrainer(RecordTrainer):
         self.records = records
         self.encoder = encoder
         self.train_forced = train_forced
-        self.decoder = ActionDecoder(
-            self.accelerator.unwrap_model(self.model), encoder, temperature=self.temperature, batch_size=64
-        )
+        policy = self.accelerator.unwrap_model(self.model)
+        self.decoder = ActionDecoder(policy, encoder, temperature=self.temperature, batch_size=64, drafts=drafts)
         self._rows: list[int] = []  # record numbers of the rows that TRL is working on
         self._inputs: list[dict[str, Any]] = []  # these rows
 

@@ -18,6 +18,7 @@ from habitat_vlnr1.config import action_space, prompt_encoder, template_of, trai
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import full_disk_is_said
 from habitat_vlnr1.lvlm.checkpoint import ModelCard
+from habitat_vlnr1.lvlm.drafts import choose_drafts
 from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.optimisation import batch_text, lora, reward_functions, rft_arguments
@@ -175,15 +176,17 @@ def make_trainer(
     encoder = prompt_encoder(config, processor)
     # TRL pads prompts on the left, and takes their image places from the processor: it must pad on the same side.
     processor.tokenizer.padding_side = "left"
+    card = card or trained_card(config, "rft", start)
     shared: dict[str, Any] = {
         "model": model,
         "reward_funcs": reward_functions(config),
         "args": arguments,
         "processing_class": processor,
         "peft_config": lora(config),
-        "callbacks": [CardCallback(card or trained_card(config, "rft", start))],
+        "callbacks": [CardCallback(card)],
     }
-    ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, **shared}
+    drafts = choose_drafts(card.frequent_answers, config.vlnr1.decoding.drafts, config.vlnr1.prompt.num_actions)
+    ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, "drafts": drafts, **shared}
     if isinstance(task, Online):
         return OnlineTrainer(
             train_dataset=task.rows, walkers=task.walkers, turns=config.vlnr1.rft.online.turns, **ours

@@ -75,7 +75,7 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
 def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
     run = training_run(config, stage, start, [ego.root for ego in records.sources])
-    card = trained_card(config, stage, start, run=run)
+    card = trained_card(config, stage, start, records=records, run=run)
     folder = config.habitat_baselines.checkpoint_folder
     last, finished = last_checkpoint(folder, config.vlnr1.sft, card)
     if finished:

@@ -5,14 +5,19 @@ import json
 import pytest
 import torch
 
-from habitat_vlnr1.actions import ActionSpace
+from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.checkpoint import CheckpointError, ModelCard
 from habitat_vlnr1.lvlm.tiny import build_tiny
 
 SPACE = ActionSpace()
 CARD = ModelCard(
-    space=SPACE, num_actions=4, template="compact", memory={"strategy": "current", "budget": 0}, max_pixels=7056
+    space=SPACE,
+    num_actions=4,
+    template="compact",
+    memory={"strategy": "current", "budget": 0},
+    max_pixels=7056,
+    frequent_answers=((Action.FORWARD,) * 4, (Action.LEFT, Action.FORWARD, Action.RIGHT, Action.STOP)),
 )
 
 
@@ -122,6 +127,8 @@ def test_errors_are_one_line_and_name_the_path(tmp_path):
         (json.dumps(CARD.to_json() | {"num_actions": "six"}), "num_actions is 'six'"),
         (json.dumps(CARD.to_json() | {"memory": None}), "memory is None"),
         (json.dumps(CARD.to_json() | {"jpeg_quality": "high"}), "jpeg_quality is 'high'"),
+        (json.dumps(CARD.to_json() | {"frequent_answers": 3}), "frequent_answers is 3"),
+        (json.dumps(CARD.to_json() | {"frequent_answers": ["AAX"]}), "frequent_answers has 'AAX', which is no answer"),
     ],
 )
 def test_broken_card_is_named(tmp_path, content, message):

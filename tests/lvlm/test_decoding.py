@@ -206,7 +206,8 @@ def test_a_loaded_decoder_asks_as_its_checkpoints_card_says(made, prompts, tmp_p
     folder = save(tmp_path / "checkpoint", *made, card)
     decoder = load_decoder(folder)
     processor = copy.deepcopy(made[1])  # the encoder limits its pixels
-    wanted = ActionDecoder(made[0], PromptEncoder(processor, get_template("compact"), N, MADE_FOR, max_pixels=56**2))
+    encoder = PromptEncoder(processor, get_template("compact"), N, MADE_FOR, max_pixels=56**2)
+    wanted = ActionDecoder(made[0], encoder, drafts=[(Action.FORWARD,) * N])
     assert decoder.decode(prompts[:2]) == wanted.decode(prompts[:2])
     other = load_decoder(folder, ModelCard(space=SPACES["many tokens a phrase"], num_actions=2), temperature=1.0)
     assert (other.num_actions, other.encoder.template.name, other.temperature) == (2, "vln_ego", 1.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.lvlm import decoding
+from habitat_vlnr1.lvlm import passes
 from habitat_vlnr1.lvlm.checkpoint import ModelCard
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
@@ -18,6 +18,7 @@ SPACE = ActionSpace(0.5, 30)
 @pytest.fixture
 def decoder():
     """Of a random bfloat16 model whose letters' logits are large and near each other."""
+    torch.manual_seed(0)
     model, processor = build_tiny(["Go to the red sofa."], space=SPACE, image_size=56, seed=1)
     model = model.bfloat16().eval()
     model.set_output_embeddings(torch.nn.Linear(*model.get_output_embeddings().weight.T.shape, bias=False).bfloat16())
@@ -42,7 +43,7 @@ def test_letters_that_tie_in_bfloat16_are_told_apart(decoder, monkeypatch):
         asked.append((hidden, torch.tensor(choices)))
         return letter_logits(head, hidden, choices)
 
-    monkeypatch.setattr(decoding, "letter_logits", spy)
+    monkeypatch.setattr(passes, "letter_logits", spy)
     chance = np.random.default_rng(0)
     prompts = [Prompt("Go.", [chance.integers(0, 256, (56, 56, 3), dtype=np.uint8)]) for _ in range(24)]
     answers = decoder.decode(prompts)

@@ -10,7 +10,7 @@ from gym import spaces
 from torch import nn
 
 from habitat_vlnr1.actions import Action
-from habitat_vlnr1.observations import encode_text
+from habitat_vlnr1.observations import encode_text, rollout_id
 from habitat_vlnr1.policies.vlnr1 import BlindVLNR1Policy, VLNR1Policy
 
 BUDGET = 3
@@ -90,6 +90,13 @@ def test_the_prompt_holds_history_then_the_current_frame(policy):
     assert prompt.instruction == "go 4"
     assert prompt.keys == [(4, 0), (4, 1), (4, 2)]
     assert [int(frame.mean()) for frame in prompt.frames] == [5, 5, 9]
+
+
+def test_the_prompts_of_an_environment_are_a_stream(policy):
+    """What is kept of one walk's prompts is replaced when the environment begins another."""
+    act(policy, *[(walk, 0) for walk in (rollout_id(3, count=1), rollout_id(3, count=2), rollout_id(4, count=1), 9)])
+    ((*prompts,),) = policy.decoder.asked
+    assert [prompt.stream for prompt in prompts] == [3, 3, 4, 9]  # 9 does not tell its environment
 
 
 def test_the_answer_is_reported_when_it_is_new(policy):
