@@ -2,13 +2,14 @@
 
     python benchmarks/soak.py                        # after the quick start; some 20 minutes on two cores
     python benchmarks/soak.py --episodes 200 --rows 2000
+    python benchmarks/soak.py --rows 0 --checkpoint <folder> vlnr1/task=r2r vlnr1/protocol=r2r vlnr1/memory=long_short
 
 The first part runs Habitat's entry point on a task of its own with that many unseen episodes (houses are made first),
-with the newest checkpoint of the quick start and `forward_only`; the second reads rows as SFT's DataLoader does. The
-resident memory of the command and of all its workers is sampled every second. Printed: memory after a third of the
-run against memory near its end, open files, and the processes and shared memory that are still there afterwards. A
-plot `soak.png` and the samples `soak.json` go into the output folder; status 1 if memory grew by more than a tenth,
-or something was left behind.
+or on the one that the given settings name, with the newest checkpoint of the quick start and `forward_only`; the
+second reads rows as SFT's DataLoader does. The resident memory of the command and of all its workers is sampled every
+second. Printed: memory after a third of the run against memory near its end, open files, and the processes and shared
+memory that are still there afterwards. A plot `soak.png` and the samples `soak.json` go into the output folder;
+status 1 if memory grew by more than a tenth, or something was left behind.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="data/vlnr1/quickstart/checkpoints", help="folder or hub id")
     parser.add_argument("--data", default="data/vln_ego/embedded/train", help="exported VLN-Ego, for the rows")
     parser.add_argument("--output", type=Path, default=Path("data/vlnr1/soak"))
+    parser.add_argument("settings", nargs="*", help="of the evaluated task; none: a task of generated houses")
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)  # the second part's own process
     options = parser.parse_args()
     if options.read:
@@ -53,10 +55,9 @@ def main() -> None:
     make_scenes(get_config("vlnr1_sft.yaml", task(options), CONFIGS))  # not a part of what is watched
     reading = [sys.executable, __file__, "--read", "--rows", str(options.rows)]
     reading += ["--checkpoint", options.checkpoint, "--data", options.data]
-    parts = {
-        f"{options.episodes} episodes evaluated": watch(evaluation(options), options.output / "evaluation.log"),
-        f"{options.rows} rows read": watch(reading, options.output / "rows.log"),
-    }
+    parts = {"evaluation": watch(evaluation(options), options.output / "evaluation.log")}
+    if options.rows:
+        parts[f"{options.rows} rows read"] = watch(reading, options.output / "rows.log")
     (options.output / "soak.json").write_text(json.dumps(parts))
     plot(parts, options.output / "soak.png")
     print(f"plot: {options.output / 'soak.png'}")
@@ -64,7 +65,9 @@ def main() -> None:
 
 
 def task(options: argparse.Namespace) -> list[str]:
-    """Settings of houses with so many unseen episodes."""
+    """Settings of houses with so many unseen episodes, or the given ones."""
+    if options.settings:
+        return options.settings
     houses = 25
     return [
         f"vlnr1.task.name=soak_{options.episodes}",
@@ -144,7 +147,7 @@ def plot(parts: dict[str, dict], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (name, part) in zip(figure.subplots(1, len(parts)), parts.items(), strict=True):
+    for axes, (name, part) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts.items(), strict=True):
         seconds, sizes = zip(*((sample["seconds"], sample["rss"] / MB) for sample in part["samples"]), strict=True)
         axes.plot(seconds, sizes)
         axes.set(title=name, xlabel="seconds", ylabel="MB resident, all processes", ylim=(0, None))

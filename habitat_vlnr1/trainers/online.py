@@ -28,6 +28,7 @@ from habitat_baselines.utils.common import batch_obs
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
+from habitat_vlnr1.obs_transform import remember
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
 from habitat_vlnr1.sim.episode_files import SAME
@@ -38,15 +39,46 @@ Key = tuple[str, str]  # scene_id, episode_id
 MEASURES = ("success", "spl", "ndtw", "distance_to_goal")
 
 
+Turn = tuple[Prompt, Answer]
+
+
 @dataclass
 class Walk:
-    """One rolled-out episode: what was asked and answered, and the measures at its end."""
+    """One rolled-out episode: what was asked and answered, and the measures at its end.
+
+    Args:
+        key: its episode.
+        seed: of the answers, and of which of them are kept.
+        keep: how many turns are drawn from it. Others are not held meanwhile: a prompt has up to 17 frames.
+
+    Attributes:
+        answers: given so far.
+    """
 
     key: Key
     seed: tuple[int, ...]
-    turns: list[tuple[Prompt, Answer]] = field(default_factory=list)
+    keep: int
+    answers: int = 0
     measures: dict[str, float] = field(default_factory=dict)
     plan: deque[int] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._kept: list[Turn] = []
+        self._chance = np.random.default_rng(self.seed)
+
+    def add(self, turn: Turn) -> None:
+        """Note a turn. Any `keep` of all are equally likely to be held (reservoir sampling)."""
+        self.answers += 1
+        if len(self._kept) < self.keep:
+            self._kept.append(turn)
+        elif (place := int(self._chance.integers(self.answers))) < self.keep:
+            self._kept[place] = turn
+
+    def drawn(self) -> list[Turn]:
+        """`keep` turns at random, without repetition where there are as many."""
+        if self.answers >= self.keep:
+            return self._kept
+        return [self._kept[i] for i in self._chance.choice(self.answers, self.keep)]
 
 
 class Walkers:
@@ -79,11 +111,12 @@ class Walkers:
         queues = deal(sorted(walks, key=lambda walk: walk.key), self.envs.num_envs)
         seen = self._begin({index: queue[0] for index, queue in queues.items()})
         while queues:
-            # The memory must see every step.
             rows = list(queues)
             batch: Any = batch_obs([seen[index] for index in rows])
-            batch = apply_obs_transforms_batch(batch, self.transforms)
-            if not any(queue[0].plan for queue in queues.values()):
+            if any(queue[0].plan for queue in queues.values()):
+                remember(batch, self.transforms)  # the memory must see every step
+            else:
+                batch = apply_obs_transforms_batch(batch, self.transforms)
                 self._answer([queues[index][0] for index in rows], batch, decoder)
             moving = [index for index in rows if queues[index][0].plan]
             for index in moving:
@@ -123,9 +156,9 @@ class Walkers:
     def _answer(self, walks: Sequence[Walk], batch: Any, decoder: ActionDecoder) -> None:
         """Ask for all of them at once, and plan what the answers say."""
         prompts = [prompt_of(batch, row) for row in range(len(walks))]
-        seeds = [(*walk.seed, len(walk.turns)) for walk in walks]
+        seeds = [(*walk.seed, walk.answers) for walk in walks]
         for walk, prompt, answer in zip(walks, prompts, decoder.decode(prompts, seeds=seeds), strict=True):
-            walk.turns.append((prompt, answer))
+            walk.add((prompt, answer))
             walk.plan.extend(int(action) for action in answer.actions[: self.execute_horizon])
             if Action.STOP in walk.plan:  # nothing comes after it
                 while walk.plan[-1] != Action.STOP:
@@ -170,7 +203,7 @@ class OnlineTrainer(GroupTrainer):
         walks = [self._walk(number) for number in range(0, len(self._inputs), self.turns)]
         with self._decoding():
             self.walkers.walk(walks, self.decoder)
-        drawn = [(walk, turn) for walk in walks for turn in self._draw(walk)]
+        drawn = [(walk, turn) for walk in walks for turn in walk.drawn()]
         self._asked = [prompt for _, (prompt, _) in drawn]
         answers = [answer for _, (_, answer) in drawn]
         output = self._output([self._query(number).ids.tolist() for number in range(len(drawn))], answers)
@@ -179,19 +212,13 @@ class OnlineTrainer(GroupTrainer):
             output[name] = [walk.measures[name] for walk, _ in drawn]
             if usable:
                 self._log_metric(f"walks/{name}", float(np.mean([walk.measures[name] for walk in usable])))
-        self._log_metric("walks/answers", float(np.mean([len(walk.turns) for walk in walks])))
+        self._log_metric("walks/answers", float(np.mean([walk.answers for walk in walks])))
         return output
 
     def _walk(self, number: int) -> Walk:
         row = self._inputs[number]
         seed = (self.args.seed, self.state.global_step, zlib.crc32(row["episode_id"].encode()), self._place(number))
-        return Walk((row["scene_id"], row["episode_id"]), seed)
-
-    def _draw(self, walk: Walk) -> list[tuple[Prompt, Answer]]:
-        """`turns` of the walk's answers, without repetition where there are as many."""
-        chance = np.random.default_rng(walk.seed)
-        count = len(walk.turns)
-        return [walk.turns[i] for i in chance.choice(count, self.turns, replace=count < self.turns)]
+        return Walk((row["scene_id"], row["episode_id"]), seed, self.turns)
 
     def _query(self, number: int) -> Any:
         prompt = self._asked[number]

@@ -273,7 +273,7 @@ def _around(a, b, corners, radius):
 
 @pytest.mark.timeout(120)
 def test_a_line_of_sight_along_a_border_of_cells_comes_to_its_end():
-    """Ends that rounding puts a hair to one side of the border; the way is leapt over, up to the roof above its end."""
+    """Ends a hair to one side of the border, by rounding; the way is leapt over, up to a roof above its end."""
     vertices, faces = room(20.0, 4.0, (11.0, 2.6, 1.0, 13.0, 2.7, 3.0))
     rng = np.random.default_rng(0)
     for low in rng.uniform(-12, -5, 3).astype(np.float32):

@@ -1,6 +1,7 @@
 """Online RFT on odd episodes: they are named, teach nothing, and end nothing."""
 
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,11 +45,26 @@ class Envs:
 def test_an_unusable_episode_gives_no_walk_an_advantage(monkeypatch):
     walkers = Walkers(Envs(), [], execute_horizon=6)
     monkeypatch.setattr(walkers, "_answer", lambda walks, batch, decoder: [walk.plan.append(0) for walk in walks])
-    walks = [Walk(("a", name), (seed,)) for name in "12" for seed in range(2)]
+    walks = [Walk(("a", name), (seed,), 2) for name in "12" for seed in range(2)]
     walkers.walk(walks, decoder=None)
     assert walkers.left_out == {("a", "2"): "no way from start to goal"}
     assert walks[0].measures == walks[1].measures == {"success": 0, "spl": 0.5, "ndtw": 0.5, "distance_to_goal": 3}
     assert walks[2].measures == walks[3].measures and all(map(math.isfinite, walks[2].measures.values()))
+
+
+def test_a_walk_holds_the_turns_that_are_drawn_from_it_and_no_others():
+    """Each of five turns is among the two drawn in two of five walks; of one turn both rows are."""
+    walks = [Walk(("a", "1"), (seed,), 2) for seed in range(2000)]
+    for walk in walks:
+        for turn in range(5):
+            walk.add(turn)
+            assert len(walk._kept) <= 2
+    counts = Counter(turn for walk in walks for turn in walk.drawn())
+    assert all(len(set(walk.drawn())) == 2 and walk.answers == 5 for walk in walks)
+    assert [counts[turn] / 2000 for turn in range(5)] == pytest.approx([0.4] * 5, abs=0.04)
+    short = Walk(("a", "1"), (0,), 2)
+    short.add("only")
+    assert short.drawn() == ["only", "only"]
 
 
 def test_episodes_without_a_distance_to_divide_by_are_left_out_by_id(capsys):
