@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from benchmarks.drafts import passes as count_passes
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
 from habitat_vlnr1.lvlm.drafts import choose_drafts, paths_from, paths_of
@@ -131,6 +132,15 @@ def test_an_answer_that_was_tried_takes_one_pass(tiny):
                     made += 1
             assert decoder.counts.passes - before == passes, (drafts, answer)
     assert decoder.counts.passes == len(prompts)
+
+
+def test_the_benchmark_counts_what_the_decoder_runs(tiny):
+    prompts = [prompt(walk, step) for walk in range(3) for step in (0, 4, 8, 12)]
+    for drafts in ([], [[FORWARD] * N], EVERY_TWO[:5]):
+        decoder = decoder_of(tiny, drafts=drafts, temperature=3.0)
+        answers = decoder.decode(prompts, 4, seeds=list(range(48)))
+        counted = sum(count_passes(answer.actions, [tuple(draft) for draft in drafts]) for answer in answers)
+        assert decoder.counts.passes_of_answers == counted
 
 
 def test_equal_beginnings_have_equal_positions(tiny):
