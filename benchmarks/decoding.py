@@ -227,7 +227,7 @@ def as_transformers_made_it(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         for module, method in replaced:
-            module.forward = method  # type: ignore[method-assign]  # as it was
+            module.forward = method
 
 
 def recorded(options: argparse.Namespace) -> tuple[Answers, Answers]:
