@@ -11,7 +11,7 @@ second walk of --ego answers, and the frequent answers of the others are the dra
 Transformers made it, says as many tokens as an answer of n actions has. Ways: `letters` reads whole prompts and goes
 letter by letter, with features of frames kept; `prefix` runs only what differs from the last prompt; `drafts` tries
 answers at once as well. A ratio is that of median times within one run; of the --runs runs the least and the median
-ratio stand in the table.
+ratio stand in the table. On a CPU the times are the process's own seconds, which other processes hardly change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmarks.true_shape import shape
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
 from habitat_vlnr1.lvlm import checkpoint, tiny
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
-from habitat_vlnr1.lvlm.drafts import DRAFTS, choose_drafts
+from habitat_vlnr1.lvlm.drafts import choose_drafts, usual_count
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import get_template
@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=6, help="steps between queries")
     parser.add_argument("--queries", type=int, default=10, help="timed in each run")
     parser.add_argument("--walks", type=int, default=1, help="environments side by side")
-    parser.add_argument("--drafts", type=int, default=DRAFTS, help="answers tried at once")
+    parser.set_defaults(samples=1)
+    parser.add_argument("--drafts", type=int, help="answers tried at once; default: 4 on a CPU, 8 on a GPU")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
         "--ego", type=Path, default=Path("data/vln_ego/embedded/train"), help="whose answers are given"
@@ -151,24 +152,25 @@ class Bench:
             memory = make_memory(name, budget=self.options.budget, **MEMORIES[name])
             frames = tuple(len(memory.select(step)) for step in self.steps[1:])
             if frames not in stock:
-                prompts = [self._prompts(memory, step) for step in self.steps[1:]]
-                stock[frames] = statistics.median(self._timed(self._generate, asked) for asked in prompts)
+                prompts = [self.prompts(memory, step) for step in self.steps[1:]]
+                stock[frames] = statistics.median(self.timed(self._generate, asked) for asked in prompts)
             self.seconds.setdefault((name, "stock"), []).append(stock[frames])
-            for way, settings in self._ways().items():
+            for way, settings in self.ways().items():
                 ours = self._ours(name, way, memory, settings)
                 self.seconds.setdefault((name, way), []).append(ours)
                 self.ratios.setdefault((name, way), []).append(stock[frames] / ours)
 
-    def _ways(self) -> dict[str, dict[str, Any]]:
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """Our ways to answer, and the decoder's settings for each."""
         ways: dict[str, dict[str, Any]] = {"letters": {"prefix_cache_mb": 0}, "prefix": {}}
         return ways | ({"drafts": {"drafts": self.drafts}} if self.drafts else {})
 
     def _ours(self, name: str, way: str, memory: Memory, settings: dict[str, Any]) -> float:
         decoder = Replaying(self.model, self.encoder, temperature=1.0, **settings)
         decoder.answers = self.answers
-        decoder.decode(self._prompts(memory, self.steps[0]))
+        decoder.decode(self.prompts(memory, self.steps[0]))
         decoder.counts = type(decoder.counts)()
-        times = [self._timed(decoder.decode, self._prompts(memory, step)) for step in self.steps[1:]]
+        times = [self.timed(decoder.decode, self.prompts(memory, step)) for step in self.steps[1:]]
         counts = decoder.counts
         self.counts[name, way] = {
             "passes_per_answer": round(counts.passes_of_answers / counts.answers, 2),
@@ -176,7 +178,8 @@ class Bench:
         }
         return statistics.median(times)
 
-    def _prompts(self, memory: Memory, step: int) -> list[Prompt]:
+    def prompts(self, memory: Memory, step: int) -> list[Prompt]:
+        """What all walks ask at a step."""
         shown = [*memory.select(step), step]
         return [
             Prompt(INSTRUCTION, [self.frames[walk, i] for i in shown], [(walk, i) for i in shown], walk)
@@ -191,13 +194,15 @@ class Bench:
         with torch.inference_mode(), as_transformers_made_it(model):
             generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
 
-    def _timed(self, function: Callable[[list[Prompt]], object], prompts: list[Prompt]) -> float:
+    def timed(self, function: Callable[[list[Prompt]], object], prompts: list[Prompt]) -> float:
         """Seconds of one call, until the device has finished."""
-        start = time.perf_counter()
+        on_gpu = self.model.device.type == "cuda"
+        clock = time.perf_counter if on_gpu else time.process_time
+        start = clock()
         function(prompts)
-        if self.model.device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
     def report(self) -> None:
         """Print the table, and write it."""
@@ -232,7 +237,7 @@ def as_transformers_made_it(model: PreTrainedModel) -> Iterator[None]:
 
 def recorded(options: argparse.Namespace) -> tuple[Answers, Answers]:
     """Drafts, and the answers that are given: those of other walks, as they are asked for."""
-    n, wanted = options.num_actions, (options.queries + 1) * options.walks
+    n, wanted = options.num_actions, (options.queries + 1) * options.walks * options.samples
     if not (options.ego / "meta.json").is_file():
         print(f"{options.ego} is not there: answers are at random, which no draft says beforehand")
         drawn = np.random.default_rng(0).integers(1, len(Action), (wanted, n))
@@ -246,7 +251,8 @@ def recorded(options: argparse.Namespace) -> tuple[Answers, Answers]:
         for step in range(0, len(episode.actions), options.horizon)
     ]
     drawn = np.random.default_rng(0).choice(len(asked), wanted)
-    return choose_drafts(known.frequent_answers(32), options.drafts, n), [asked[i] for i in drawn]
+    tried = usual_count(torch.device(options.device).type) if options.drafts is None else options.drafts
+    return choose_drafts(known.frequent_answers(32), tried, n), [asked[i] for i in drawn]
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ class AnchoredUniform:
     """v_0, v_d, v_2d, … with d the smallest power of two with which they fit; beyond the paper.
 
     Between two doublings of d the history only grows, so consecutive prompts share nearly all of it, and a key-value
-    cache is reused. It holds half the budget after a doubling and all of it before the next; the newest frames are only
-    in it when their turn comes.
+    cache is reused. It holds half the budget after a doubling and all of it before the next; the newest frames are in
+    it only when their turn comes.
     """
 
     budget: int = 16

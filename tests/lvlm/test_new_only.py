@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from benchmarks.drafts import passes as count_passes
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
-from habitat_vlnr1.lvlm.drafts import choose_drafts, paths_from, paths_of
+from habitat_vlnr1.lvlm.drafts import choose_drafts, paths_from, paths_of, usual_count
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.passes import dense_attention
 from habitat_vlnr1.lvlm.prefix_cache import PrefixCache
@@ -247,6 +247,7 @@ def test_drafts_are_cut_where_nothing_is_left_to_decide():
     assert paths_of([[1, 2, 3, 1, 1, 1]], 3, True) == ((1,), (1, 2))
     assert choose_drafts([], 8, 3) == ((FORWARD,) * 3,)
     assert choose_drafts([], 0, 3) == ()
+    assert (usual_count("cpu"), usual_count("cuda")) == (4, 8)
     known = [(1, 1, 1), (1, 1, 2), (1, 0, 0), (0, 0, 0), (2, 2, 2), (3, 3, 3)]
     assert choose_drafts(known, 2, 3) == ((1, 1, 1), (2, 2, 2))  # three that need nothing more are passed over
     assert [*map(type, choose_drafts(known, 1, 3)[0])] == [Action] * 3
