@@ -7,11 +7,12 @@
 
 Both answer the prompts of one walk, one query every --horizon steps from step 48 on, when the memory is full. Random
 weights say anything, so the answers are recorded ones, in all ways of ours at the same cost as the model's own: every
-second walk of --ego answers, and the frequent answers of the others are the drafts. Stock generation, by the model as
-Transformers made it, says as many tokens as an answer of n actions has. Ways: `letters` reads whole prompts and goes
-letter by letter, with features of frames kept; `prefix` runs only what differs from the last prompt; `drafts` tries
-answers at once as well. A ratio is that of median times within one run; of the --runs runs the least and the median
-ratio stand in the table. On a CPU the times are the process's own seconds, which other processes hardly change.
+second walk of --ego answers (a few stand for all), and the frequent answers of the others are the drafts. Stock
+generation, by the model as Transformers made it, says as many tokens as an answer of n actions has. Ways: `letters`
+reads whole prompts and goes letter by letter, with features of frames kept; `prefix` runs only what differs from the
+last prompt; `drafts` tries answers at once as well. A ratio is that of median times within one run; of the --runs runs
+the least and the median ratio stand in the table. On a CPU the times are the process's own seconds, which other
+processes hardly change.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from benchmarks.drafts import passes
 from benchmarks.true_shape import shape
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
 from habitat_vlnr1.lvlm import checkpoint, tiny
@@ -237,10 +239,11 @@ def as_transformers_made_it(model: PreTrainedModel) -> Iterator[None]:
 
 def recorded(options: argparse.Namespace) -> tuple[Answers, Answers]:
     """Drafts, and the answers that are given: those of other walks, as they are asked for."""
-    n, wanted = options.num_actions, (options.queries + 1) * options.walks * options.samples
+    n, together = options.num_actions, options.walks * options.samples
+    wanted = options.queries * together
     if not (options.ego / "meta.json").is_file():
         print(f"{options.ego} is not there: answers are at random, which no draft says beforehand")
-        drawn = np.random.default_rng(0).integers(1, len(Action), (wanted, n))
+        drawn = np.random.default_rng(0).integers(1, len(Action), (wanted + together, n))
         return (), [[Action(a) for a in answer] for answer in drawn]
     ego = VLNEgo(options.ego)
     known: Records = ego.records(make_memory("current"), n)
@@ -250,9 +253,12 @@ def recorded(options: argparse.Namespace) -> tuple[Answers, Answers]:
         for episode in others
         for step in range(0, len(episode.actions), options.horizon)
     ]
-    drawn = np.random.default_rng(0).choice(len(asked), wanted)
     tried = usual_count(torch.device(options.device).type) if options.drafts is None else options.drafts
-    return choose_drafts(known.frequent_answers(32), tried, n), [asked[i] for i in drawn]
+    drafts = choose_drafts(known.frequent_answers(32), tried, n)
+    # A few that stand for all: quantiles by the passes that they take.
+    asked.sort(key=lambda answer: (passes(answer, drafts), answer))
+    chosen = [asked[int((k + 0.5) / wanted * len(asked))] for k in np.random.default_rng(0).permutation(wanted)]
+    return drafts, [*chosen[:together], *chosen]  # the first query is not timed
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def draw(found: dict[str, dict[str, list[float]]], picture: Path) -> None:
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(found), sharey=True))
     for axes, (horizon, by_memory) in zip(panels, found.items(), strict=True):
         for name, own in by_memory.items():
@@ -75,7 +75,7 @@ def draw(found: dict[str, dict[str, list[float]]], picture: Path) -> None:
             axes.plot(steps, own, label=f"{name} ({np.mean(own):.0%})", linewidth=1)
         every = "every step" if horizon == "1" else f"every {horizon} steps"
         axes.set(title=f"a query {every}", xlabel="step t", ylim=(0, 1))
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     panels[0].set_ylabel("share of the prompt that is reused")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)

@@ -57,8 +57,10 @@ def draw(found: dict[str, list[dict[str, Any]]], picture: Path) -> None:
     figure = Figure(figsize=(15, 3.4), layout="constrained")
     for axes, (option, points) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
         values = [point[option] for point in points]
-        for way in points[0]["seconds"]:
-            axes.plot(values, [1000 * point["seconds"][way] for point in points], marker="o", label=way)
+        for way in points[-1]["seconds"]:  # of one action there is no draft
+            known = [point for point in points if way in point["seconds"]]
+            times = [1000 * point["seconds"][way] for point in known]
+            axes.plot([point[option] for point in known], times, marker="o", label=way)
         axes.set(xlabel=MEASURES[option][0], ylabel="ms a query and environment", ylim=(0, None))
         memory = axes.twinx()
         memory.plot(values, [point["peak_mib"] for point in points], color="grey", linestyle=":", label="peak memory")
@@ -78,8 +80,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--picture", type=Path, required=True)
     given = parser.parse_args()
-    base = {"budget": 16, "num_actions": 6, "samples": 1, "walks": 1, "frame": 84, "horizon": 6, "drafts": None}
-    base |= {"checkpoint": None, "dtype": "float32", "device": "cpu", "memories": ["uniform"]}
+    base: dict[str, Any] = {"budget": 16, "num_actions": 6, "samples": 1, "walks": 1, "frame": 84, "horizon": 6}
+    base |= {"drafts": None, "checkpoint": None, "dtype": "float32", "device": "cpu", "memories": ["uniform"]}
     found: dict[str, list[dict[str, Any]]] = {}
     for option, (_, values) in MEASURES.items():
         for value in values:
