@@ -321,6 +321,7 @@ def make_decoder(config: DictConfig, path: str) -> ActionDecoder:
         temperature=decoding.temperature,
         constrained=decoding.constrained,
         drafts=decoding.drafts,
+        feature_cache_mb=decoding.feature_cache_mb,
         prefix_cache_mb=decoding.prefix_cache_mb,
         seed=config.habitat.seed,
     )

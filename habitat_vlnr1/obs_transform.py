@@ -71,9 +71,7 @@ class LongShortMemory(ObservationTransformer):
         memory_mb: MiB for the frames of all running rollouts; what is beyond goes to temporary files.
     """
 
-    def __init__(
-        self, memory: Memory, rgb_key: str = "rgb", jpeg_quality: int | None = None, memory_mb: float = 4096
-    ):
+    def __init__(self, memory: Memory, rgb_key: str = "rgb", jpeg_quality: int | None = None, memory_mb: float = 4096):
         super().__init__()
         self.memory = memory
         self.rgb_key = rgb_key

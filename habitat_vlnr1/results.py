@@ -81,8 +81,6 @@ def _is_left_out(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.keys() == set(LeftOut._fields) and all(map(is_text, entry.values()))
 
 
-
-
 # ------------------------------------------------------------------------------------------------ summary.json
 def summarise(
     lines: Sequence[Mapping[str, Any]],

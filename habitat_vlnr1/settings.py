@@ -155,6 +155,7 @@ RULES: dict[str, Rule] = {
     "decoding.temperature": number(0),
     "decoding.constrained": FLAG,
     "decoding.drafts": INDEX | NULL,
+    "decoding.feature_cache_mb": number(0),
     "decoding.prefix_cache_mb": number(0),
     "decoding.allow_other_angles": FLAG,
     "export.splits": all_of(TEXT, 1),

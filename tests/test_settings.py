@@ -33,7 +33,7 @@ NULL_MEANS_SOMETHING = {
 }
 ZERO_MEANS_SOMETHING = {
     *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.shard", "eval.videos"),
-    *("decoding.drafts", "decoding.prefix_cache_mb"),
+    *("decoding.drafts", "decoding.feature_cache_mb", "decoding.prefix_cache_mb"),
     *("model.build.seed",),
     *("model.build.warmup.learning_rate", "model.build.warmup.workers", "protocol.camera_height", "rft.beta"),
     *("rft.epsilon", "dagger.beta", "dagger.episodes", "dagger.temperature", "il.learning_rate", "il.workers"),

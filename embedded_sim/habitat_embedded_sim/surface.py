@@ -134,8 +134,9 @@ def trace(g, c, x, z, to_x, to_z):
             column = iz * g.nx + ix
             if g.start[column + 1] - g.start[column] == 1:
                 c, t = g.start[column], s
-                next_x = (g.x0 + (ix + (d_x > 0)) * g.size - x) / d_x if d_x != 0.0 else np.inf
-                next_z = (g.z0 + (iz + (d_z > 0)) * g.size - z) / d_z if d_z != 0.0 else np.inf
+                # Along a border of cells, where rounding may put the next one behind us, time must not go back.
+                next_x = max((g.x0 + (ix + (d_x > 0)) * g.size - x) / d_x, t) if d_x != 0.0 else np.inf
+                next_z = max((g.z0 + (iz + (d_z > 0)) * g.size - z) / d_z, t) if d_z != 0.0 else np.inf
                 if t >= 1.0:
                     return c
                 continue

@@ -116,7 +116,7 @@ class ActionDecoder:
         stop_is_final: after STOP only STOP follows, as in every expert's answer.
         lenient: for free answers, read the letters alone when words or number of actions differ.
         batch_size: the most prompts in one forward pass.
-        cache_mb: MiB for frame features; the least recently used go first.
+        feature_cache_mb: MiB for frame features; those of walks that have ended go, then the least recently used.
         prefix_cache_mb: MiB for keys and values of prompts with a `stream`; 0 runs every prompt whole.
         drafts: answers that are tried at once in the pass that reads a prompt, the likeliest ones; none decides letter
             by letter. For constrained answers.
@@ -136,7 +136,7 @@ class ActionDecoder:
         stop_is_final: bool = True,
         lenient: bool = True,
         batch_size: int = 32,
-        cache_mb: float = 256,
+        feature_cache_mb: float = 1024,
         prefix_cache_mb: float = 1024,
         drafts: Sequence[Sequence[Action]] = (),
         seed: int = 0,
@@ -155,7 +155,7 @@ class ActionDecoder:
         self._grammar = (
             read_grammar(encoder.tokenizer, encoder.space, self.num_actions, encoder.end_id) if constrained else None
         )
-        self._features = FeatureCache(model, encoder, cache_mb)
+        self._features = FeatureCache(model, encoder, feature_cache_mb)
         self._prefixes = PrefixCache(prefix_cache_mb)
         self._drafts = paths_of(drafts, self.num_actions, stop_is_final)
         self.counts = Counts()
@@ -243,7 +243,7 @@ class ActionDecoder:
         queries = [self._query(prompt) for prompt in prompts]
         streams = [prompt.stream for prompt in prompts]
         known = [self._prefixes.beginning(*pair) for pair in zip(streams, queries, strict=True)]
-        features = self._features.of(queries, [part.images for part in known])
+        features = self._features.of(queries, [part.images for part in known], streams)
         passes = Passes(self.model, self.encoder, self.grammar)
         passes.read(queries, known, features, self._drafts)
         for row, (stream, query) in enumerate(zip(streams, queries, strict=True)):

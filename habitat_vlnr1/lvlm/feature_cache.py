@@ -15,9 +15,15 @@ from habitat_vlnr1.lvlm.frames import Patches
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.query import Query
 
+MAX_STREAMS = 1024
+
 
 class FeatureCache:
-    """Vision features of frames by key, in at most `cache_mb` MiB, on the model's device."""
+    """Vision features of frames by key, in at most `cache_mb` MiB, on the model's device.
+
+    Those of a stream (`Prompt.stream`) go, and its cut frames too, when it shows a prompt with none of them: its walk
+    has ended. Else a long evaluation would fill the cache with frames that nobody asks for again.
+    """
 
     def __init__(self, model: PreTrainedModel, encoder: PromptEncoder, cache_mb: float):
         self.core = core_of(model)
@@ -25,19 +31,24 @@ class FeatureCache:
         self.capacity = int(cache_mb * 2**20)
         self._kept: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
         self._size = 0
+        self._shown: OrderedDict[Hashable, set[Hashable]] = OrderedDict()  # stream → keys of its walk so far
 
     def clear(self) -> None:
         self._kept.clear()
         self._size = 0
+        self._shown.clear()
 
-    def of(self, queries: Sequence[Query], start: Sequence[int]) -> Any:
+    def of(self, queries: Sequence[Query], start: Sequence[int], streams: Sequence[Hashable]) -> Any:
         """Features of the queries' images in their order, as the model takes them (`mm_encoder_outputs`).
 
         Args:
             start: of each query its first image that is wanted.
+            streams: of each query; None has none.
 
         Returns: None where no image is.
         """
+        for stream, query in zip(streams, queries, strict=True):
+            self._follow(stream, query.keys)
         frames = [frame for query, first in zip(queries, start, strict=True) for frame in query.frames[first:]]
         keys = [key for query, first in zip(queries, start, strict=True) for key in query.keys[first:]]
         if not frames:
@@ -52,6 +63,25 @@ class FeatureCache:
                 self._keep(key, now[key])
         pooled, *levels = zip(*(now[name] for name in names), strict=True)
         return SimpleNamespace(pooler_output=pooled, deepstack_features=levels)
+
+    def _follow(self, stream: Hashable, keys: Sequence[Hashable]) -> None:
+        """Note what a stream shows, and forget its last walk where this is another one's prompt."""
+        keyed = {key for key in keys if key is not None}
+        if stream is None or not keyed:
+            return
+        if len(self._shown) >= MAX_STREAMS and stream not in self._shown:
+            self._drop(self._shown.popitem(last=False)[1])
+        shown = self._shown.setdefault(stream, set())
+        self._shown.move_to_end(stream)
+        if shown.isdisjoint(keyed):
+            self._drop(shown)
+            shown.clear()
+        shown |= keyed
+
+    def _drop(self, keys: set[Hashable]) -> None:
+        self.cutter.drop(keys)
+        for key in keys:
+            self._size -= sum(part.nbytes for part in self._kept.pop(key, ()))
 
     def _encode(self, frames: Sequence[Patches]) -> list[tuple[Tensor, ...]]:
         """Per frame its features, and those for deeper layers where the model (Qwen3-VL) has them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,12 @@ class FrameCutter:
         if key is not None:
             self._keep(key, patches)
         return patches
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Forget these frames, where they are kept."""
+        for key in keys:
+            patches = self._kept.pop(key, None)
+            self._size -= 0 if patches is None else patches.pixels.nbytes
 
     def tokens(self, grid: tuple[int, int]) -> int:
         """How many visual tokens a frame of this grid takes in the prompt."""

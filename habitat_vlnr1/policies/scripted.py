@@ -89,9 +89,7 @@ class ScriptedPolicy(nn.Module, Policy):
         )
 
 
-def check_spaces(
-    name: str, needs: Iterable[str], observation_space: spaces.Dict, action_space: spaces.Space
-) -> None:
+def check_spaces(name: str, needs: Iterable[str], observation_space: spaces.Dict, action_space: spaces.Space) -> None:
     """ValueError when an observation that policy `name` needs is missing, or the action space is another one."""
     missing = [key for key in needs if key not in observation_space.spaces]
     if missing:

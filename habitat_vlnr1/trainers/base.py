@@ -95,6 +95,12 @@ def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
         yield
 
 
+def use_cores(config: DictConfig) -> None:
+    """On a CPU, work with `vlnr1.model.cpu_threads` threads, or one per core."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
+
+
 def on_own_gpu(config: DictConfig) -> DictConfig:
     """The config with model and simulators on the GPU of this one of torchrun's processes; alone as configured, and a
     simulator that renders without one (-1) stays so."""
@@ -130,5 +136,6 @@ class VLNR1Trainer(PPOTrainer):
     def eval(self) -> None:
         """Habitat's evaluation; ends the command with `LEFT_OUT_STATUS` when episodes had to be left out."""
         self.config = on_own_gpu(self.config)
+        use_cores(self.config)
         super().eval()
         exit_if_left_out(self.envs.left_out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.optimisation import NO_MASTERS, accumulation, rft_arguments
 from habitat_vlnr1.records import Records, VLNEgo
 from habitat_vlnr1.sim.task_files import task_identity
+from habitat_vlnr1.trainers.base import use_cores
 from habitat_vlnr1.trainers.export import export_if_missing, is_exported
 from habitat_vlnr1.trainers.processes import by_one
 from habitat_vlnr1.weights import check_whole, folder_fingerprint, is_adapter, not_finite, resume_problem
@@ -119,12 +119,6 @@ def leave_processes(state: PartialState) -> None:
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()
-
-
-def use_cores(config: DictConfig) -> None:
-    """On a CPU, train with `vlnr1.model.cpu_threads` threads, or one per core."""
-    if not torch.cuda.is_available():
-        torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
 
 
 FREE = (

@@ -17,6 +17,7 @@ from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.optimisation import batch_text, lora, sft_arguments
 from habitat_vlnr1.records import Records, keep_some
+from habitat_vlnr1.trainers.base import use_cores
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     StopsWhenDiverged,
@@ -25,7 +26,6 @@ from habitat_vlnr1.trainers.fitting import (
     nothing_left,
     optimise,
     training_run,
-    use_cores,
 )
 from habitat_vlnr1.trainers.processes import by_one
 

@@ -1,5 +1,6 @@
 """The simulator by itself: moving, colliding, seeing, following paths, and saying what it cannot do."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -225,6 +226,34 @@ def test_sensors_can_be_added_placed_and_removed(sim: habitat_sim.Simulator) -> 
         sim.add_sensor(camera("goal", habitat_sim.SensorType.COLOR))
     sim.remove_sensor("goal")
     assert set(sim.get_sensor_observations()) == {"rgb", "depth", "ids"}
+
+
+def test_agents_with_cameras_of_one_uuid_see_with_their_own(scene: str) -> None:
+    config = configuration(scene, camera("rgb", habitat_sim.SensorType.COLOR))
+    config.agents.append(copy.copy(config.agents[0]))
+    sim = habitat_sim.Simulator(config)
+    for agent, position in zip(sim.agents, ([1.5, 0.0, 2.0], [4.0, 0.0, 2.0]), strict=True):
+        agent.set_state(habitat_sim.AgentState(position, FACING_X))
+    far, near = (sim.get_sensor_observations([0, 1])[i]["rgb"] for i in (0, 1))
+    red = [(image[..., :3] == (255, 0, 0)).all(-1).mean() for image in (far, near)]
+    assert 0 < red[0] < red[1]
+    moved = sim.step({0: FORWARD})
+    assert set(moved) == {0} and not np.array_equal(moved[0]["rgb"], far)
+    assert np.array_equal(sim.get_sensor_observations(1)["rgb"], near)
+    assert np.array_equal(sim.render_sensors()["rgb"], near)  # `sensors` has the last agent's
+
+
+def test_a_camera_on_the_wall(sim: habitat_sim.Simulator) -> None:
+    wall = sim.get_active_scene_graph().get_root_node().create_child()
+    wall.translation = [4.0, 1.25, 2.0]
+    wall.rotation = mn.Quaternion.rotation(mn.Deg(-90.0), mn.Vector3.y_axis())
+    sensor = sim.create_sensor(camera("wall", habitat_sim.SensorType.SEMANTIC, position=[0.0, 0.0, 0.0]), wall)
+    put(sim, [4.0, 0.0, 2.0], FACING_X)  # where an agent's cameras see the same
+    assert np.array_equal(sim.render_sensors([sensor])["wall"], sim.get_sensor_observations()["ids"])
+    assert set(sim.render_sensors()) == {"rgb", "depth", "ids", "wall"} == {"wall", *sim.get_agent(0).sensors}
+    assert "wall" not in sim.get_sensor_observations()
+    sim.remove_sensor("wall")
+    assert "wall" not in sim.sensors and not sim.get_active_scene_graph().get_root_node().subtree_sensors.get("wall")
 
 
 def test_semantic_scene(sim: habitat_sim.Simulator) -> None:

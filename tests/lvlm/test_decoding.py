@@ -146,7 +146,7 @@ def test_batches_larger_than_the_limit_are_split(made, prompts):
 def test_a_frame_is_encoded_once_and_memory_is_bounded(made, prompts, monkeypatch):
     encoder = encoder_for(made)
     one = 9 * 128 * 4
-    decoder = ActionDecoder(made[0], encoder, cache_mb=4.5 * one / 2**20)
+    decoder = ActionDecoder(made[0], encoder, feature_cache_mb=4.5 * one / 2**20)
     encoded = []
     encode = decoder._features._encode
     monkeypatch.setattr(decoder._features, "_encode", lambda frames: encoded.append(len(frames)) or encode(frames))

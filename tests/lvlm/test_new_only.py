@@ -94,6 +94,23 @@ def test_answers_are_those_of_whole_prompts_letter_by_letter(kind, options):
     assert fast.counts.passes_of_answers < plain.counts.passes_of_answers
 
 
+def test_frames_of_a_walk_that_has_ended_are_kept_nowhere(tiny):
+    """Two environments take turns; the second begins another walk while the first goes on."""
+    decoder = decoder_of(tiny)
+    kept, cut = decoder._features._kept, decoder.encoder.cutter._kept
+    decoder.decode([prompt(0, 5, "first"), prompt(1, 3, "second")])
+    decoder.decode([prompt(0, 7, "first"), prompt(1, 4, "second")])
+    assert {key[0] for key in kept} == {0, 1} and kept.keys() <= cut.keys()
+    decoder.decode([prompt(2, 0, "second")])
+    assert {key[0] for key in kept} == {0, 2} == {key[0] for key in cut}
+    decoder.decode([prompt(0, 9, "first")])
+    assert {(0, 0), (0, 9), (2, 0)} <= kept.keys()
+    held = sum(part.nbytes for parts in kept.values() for part in parts)
+    assert decoder._features._size == held and decoder.encoder.cutter._size == sum(
+        p.pixels.nbytes for p in cut.values()
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "drafts"),
     [("qwen2_vl", []), ("qwen2_vl", [[FORWARD] * N]), ("qwen2_vl", EVERY_TWO), ("qwen3_vl", EVERY_TWO)],

@@ -138,7 +138,9 @@ def test_half_a_checkpoint_is_not_taken_for_whole(run, home, capsys):
 
 @pytest.mark.slow
 def test_evaluation_writes_what_others_rely_on(run, home, capsys):
+    torch.set_num_threads(2)
     run("vlnr1_sft", evaluate=True)
+    assert torch.get_num_threads() == 1  # vlnr1.model.cpu_threads
     table = capsys.readouterr().out
     results = home / "data/vlnr1/quickstart/results"
     for policy in ("random", "forward_only", "oracle", "vlnr1_sft", "vlnr1_sft_blind"):

@@ -142,7 +142,7 @@ class SceneNode(Partial):
 
 
 class SceneGraph(Partial):
-    """A tree of nodes, for agents without a simulator."""
+    """A tree of nodes."""
 
     def __init__(self) -> None:
         self._root = SceneNode()

@@ -15,7 +15,7 @@ from habitat_embedded_sim.unsupported import missing_attribute, needs_real
 from .agent.agent import Agent, AgentConfiguration, AgentState
 from .agent.controls import ObjectControls
 from .nav import GreedyGeodesicFollower, NavMeshSettings, PathFinder
-from .scene import SceneNode, SemanticScene
+from .scene import SceneGraph, SceneNode, SemanticScene
 from .sensor import Sensor, SensorSpec, SensorType
 from .sim import SimulatorBackend, SimulatorConfiguration
 from .utils.common import quat_from_angle_axis
@@ -39,7 +39,10 @@ class _ObjectTemplates:
 
 
 class Simulator(SimulatorBackend):
-    """One scene, its agents and their cameras. Observations are dicts by sensor uuid; `step` adds "collided"."""
+    """One scene, its agents and their cameras. Observations are dicts by sensor uuid; `step` adds "collided".
+
+    `sensors` has the cameras by uuid; where several agents are configured with the same uuid, the last one's.
+    """
 
     def __init__(self, config: Configuration) -> None:
         self.config = config
@@ -47,6 +50,7 @@ class Simulator(SimulatorBackend):
         self.sensors: dict[str, Sensor] = {}
         self.pathfinder = PathFinder()
         self._scene: Scene | None = None
+        self._scene_graph = SceneGraph()
         self._set_from_config(config)
 
     # ---- life ----------------------------------------------------------------------------------------------------
@@ -69,16 +73,17 @@ class Simulator(SimulatorBackend):
         self.pathfinder = PathFinder()
         self.seed(sim_cfg.random_seed)
         if sim_cfg.navmesh_settings is None:
-            agent = config.agents[sim_cfg.default_agent_id]
-            settings = NavMeshSettings(agent_height=agent.height, agent_radius=agent.radius)
+            body = config.agents[sim_cfg.default_agent_id]
+            settings = NavMeshSettings(agent_height=body.height, agent_radius=body.radius)
         else:
             settings = sim_cfg.navmesh_settings
         self.recompute_navmesh(self.pathfinder, settings)
-        self.sensors = {}
-        self.agents = [Agent(SceneNode(), agent, ObjectControls(self.step_filter)) for agent in config.agents]
-        for agent_id, agent_config in enumerate(config.agents):
-            for spec in agent_config.sensor_specifications:
-                self.create_sensor(spec, agent_id)
+        self.sensors, self._scene_graph = {}, SceneGraph()
+        root = self._scene_graph.get_root_node()
+        self.agents = [Agent(root.create_child(), each, ObjectControls(self.step_filter)) for each in config.agents]
+        for agent_id, agent in enumerate(self.agents):
+            for spec in agent.agent_config.sensor_specifications:
+                self._attach(spec, agent.scene_node, agent.sensors)
             self.initialize_agent(agent_id)
 
     def close(self, destroy: bool = True) -> None:
@@ -90,6 +95,10 @@ class Simulator(SimulatorBackend):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def get_active_scene_graph(self) -> SceneGraph:
+        """The tree that agents stand in; its root is the world. What the scene shows is not part of it."""
+        return self._scene_graph
 
     def seed(self, new_seed: int) -> None:
         """Seed random start poses and random navigable points."""
@@ -174,21 +183,30 @@ class Simulator(SimulatorBackend):
 
     # ---- sensors -------------------------------------------------------------------------------------------------
 
-    def create_sensor(self, sensor_spec: SensorSpec, attach_to: int | SceneNode | None = None) -> Sensor:
-        """Add a camera to an agent (by id; default: the default agent) or to a node."""
-        if sensor_spec.uuid in self.sensors:
-            raise ValueError(f"a sensor {sensor_spec.uuid!r} exists already: give each sensor its own uuid")
-        agent_id = self._default_agent_id if attach_to is None else attach_to
-        node = agent_id if isinstance(agent_id, SceneNode) else self.get_agent(agent_id).scene_node
-        if sensor_spec.sensor_type == SensorType.COLOR and not self.config.sim_cfg.requires_textures:
+    def create_sensor(self, spec: SensorSpec, scene_node: SceneNode) -> Sensor:
+        """Add a camera to an agent's node, or to any other. Its uuid must be new."""
+        return self._attach(spec, scene_node, self.sensors)
+
+    def add_sensor(self, sensor_spec: SensorSpec, agent_id: int | None = None) -> None:
+        """Add a camera to an agent (default: the default agent)."""
+        agent = self.get_agent(self._default_agent_id if agent_id is None else agent_id)
+        self.create_sensor(sensor_spec, agent.scene_node)
+
+    def _attach(self, spec: SensorSpec, node: SceneNode, present: Mapping[str, Sensor]) -> Sensor:
+        if spec.uuid in present:
+            raise ValueError(f"a sensor {spec.uuid!r} exists already: give each sensor its own uuid")
+        if spec.sensor_type == SensorType.COLOR and not self.config.sim_cfg.requires_textures:
             self.config.sim_cfg.requires_textures = True
             self._scene = open_scene(self.config.sim_cfg.scene_id)
-        sensor = Sensor(sensor_spec, node, self._render)
-        self.sensors[sensor_spec.uuid] = sensor
+        sensor = Sensor(spec, node, self._render)
+        self.sensors[spec.uuid] = sensor
         self._loaded.renderer.keep = max(self._loaded.renderer.keep, len(self.sensors))
         return sensor
 
-    add_sensor = create_sensor
+    @property
+    def _sensors(self) -> dict[str, Sensor]:
+        """The name that `sensors` had in earlier releases of habitat-sim."""
+        return self.sensors
 
     def remove_sensor(self, uuid: str) -> None:
         """Remove a camera."""
@@ -196,17 +214,19 @@ class Simulator(SimulatorBackend):
         assert node.parent is not None  # `Sensor` puts its node on another
         node.parent.children.remove(node)
 
-    def get_sensor(self, sensor_uuid: str, agent_id: int | None = None) -> Sensor:
-        return self.sensors[sensor_uuid]
+    def get_sensor(self, uuid: str) -> Sensor:
+        return self.sensors[uuid]
 
     def _render(self, sensor: Sensor) -> View:
         position, rotation = sensor.node.absolute_pose()
         return self._loaded.renderer.view(sensor.camera, position, rotation)
 
-    def render_sensors(self, sensors: list[Sensor]) -> None:
-        """Draw the observations of several cameras."""
+    def render_sensors(self, sensors: list[Sensor] | None = None) -> dict[str, Any]:
+        """{uuid: image} of these cameras, by default of all. See `Sensor.get_observation`."""
+        sensors = list(self.sensors.values()) if sensors is None else sensors
         for sensor in sensors:
             sensor.draw_observation()
+        return {sensor.uuid: sensor.get_observation() for sensor in sensors}
 
     def get_sensor_observations(self, agent_ids: int | list[int] = 0) -> dict[Any, Any]:
         """{uuid: image} of one agent, {agent id: {uuid: image}} for a list. See `Sensor.get_observation`."""
@@ -214,9 +234,7 @@ class Simulator(SimulatorBackend):
             return self.get_sensor_observations([agent_ids])[agent_ids]
         observations: dict[int, dict[str, Any]] = {}
         for agent_id in agent_ids:
-            sensors = self.get_agent(agent_id).sensors
-            self.render_sensors(list(sensors.values()))
-            observations[agent_id] = {uuid: sensor.get_observation() for uuid, sensor in sensors.items()}
+            observations[agent_id] = self.render_sensors(list(self.get_agent(agent_id).sensors.values()))
         return observations
 
     def get_object_template_manager(self) -> _ObjectTemplates:
