@@ -117,6 +117,28 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class AnchoredUniform:
+    """v_0, v_d, v_2d, … with d the smallest power of two with which they fit; beyond the paper.
+
+    Between two doublings of d the history only grows, so consecutive prompts share nearly all of it, and a key-value
+    cache is reused. It holds half the budget after a doubling and all of it before the next; the newest frames are in
+    it only when their turn comes.
+    """
+
+    budget: int = 16
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise VLNR1Error(f"budget must be at least 1: {self}")
+
+    def select(self, t: int) -> list[int]:
+        stride = 1
+        while math.ceil(t / stride) > self.budget:
+            stride *= 2
+        return list(range(0, t, stride))
+
+
+@dataclass(frozen=True)
 class Exponential:
     """Ages grow geometrically from 1 (v_{t-1}) to t (v_0), so recent frames are dense (Table 3b)."""
 
@@ -154,6 +176,7 @@ STRATEGIES: dict[str, type] = {
     "long_short": LongShort,
     "anchored": AnchoredLongShort,
     "uniform": Uniform,
+    "anchored_uniform": AnchoredUniform,
     "exponential": Exponential,
     "current": CurrentOnly,
 }

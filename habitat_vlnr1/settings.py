@@ -154,7 +154,7 @@ RULES: dict[str, Rule] = {
     "decoding.execute_horizon": COUNT,
     "decoding.temperature": number(0),
     "decoding.constrained": FLAG,
-    "decoding.drafts": INDEX,
+    "decoding.drafts": INDEX | NULL,
     "decoding.feature_cache_mb": number(0),
     "decoding.prefix_cache_mb": number(0),
     "decoding.allow_other_angles": FLAG,

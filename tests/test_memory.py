@@ -15,6 +15,8 @@ GROUND = [
     ("anchored", {"budget": 5, "short_window": 2, "long_stride": 2}),
     ("uniform", {"budget": 8}),
     ("uniform", {"budget": 16}),
+    ("anchored_uniform", {}),
+    ("anchored_uniform", {"budget": 5}),
     ("exponential", {}),
     ("current", {}),
 ]
@@ -30,7 +32,7 @@ def test_every_strategy_keeps_its_promises_for_all_t(name, params):
         assert all(0 <= step < t for step in steps)
         if t and name != "current":
             assert steps[0] == 0
-            assert steps[-1] == t - 1
+            assert steps[-1] == t - 1 or name == "anchored_uniform"
 
 
 @given(
@@ -67,6 +69,17 @@ def test_anchored_grid_does_not_slide():
     assert chooser.select(40)[:9] == chooser.select(41)[:9] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
 
 
+def test_anchored_uniform_only_grows_between_doublings():
+    chooser = make_memory("anchored_uniform", budget=4)
+    assert [chooser.select(t) for t in (0, 1, 4, 5, 6, 8, 9)] == [
+        *([], [0], [0, 1, 2, 3], [0, 2, 4], [0, 2, 4], [0, 2, 4, 6]),
+        [0, 4, 8],
+    ]
+    assert min(len(chooser.select(t)) for t in range(4, 500)) == 3
+    with pytest.raises(ValueError, match="budget must be at least 1"):
+        make_memory("anchored_uniform", budget=0)
+
+
 def test_exponential_gets_denser_towards_now():
     gaps = np.diff(make_memory("exponential", budget=8).select(200))
     assert (np.diff(gaps) <= 0).all()
@@ -77,7 +90,7 @@ def test_bad_configuration_is_one_clear_line():
         make_memory("long")
     with pytest.raises(ValueError, match="'uniform' has no parameter 'long_stride'; it has budget"):
         make_memory("uniform", long_stride=3)
-    assert set(STRATEGIES) == {"long_short", "anchored", "uniform", "exponential", "current"}
+    assert set(STRATEGIES) == {"long_short", "anchored", "uniform", "anchored_uniform", "exponential", "current"}
 
 
 class EverySecond:

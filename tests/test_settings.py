@@ -27,7 +27,7 @@ NULL_MEANS_SOMETHING = {
     *("model.lora", "model.architecture", "model.build", "model.build.warmup", "sft.deepspeed", "rft.deepspeed"),
     *("sft.save_total_limit", "rft.save_total_limit", "rft.online", "dagger.take_over", "dagger.draw_every"),
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("gradient_accumulation_steps", "global_batch_size")),
-    "model.attn_implementation",
+    *("model.attn_implementation", "decoding.drafts"),
     *("dagger.expert", "il.cpu_threads", "net.rgb_weights", "net.depth_weights", "convert.output", "convert.images"),
     *("eval.shard", "eval.num_shards"),
 }

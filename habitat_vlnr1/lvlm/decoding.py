@@ -33,7 +33,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from habitat_vlnr1.actions import Action, read_letters
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.lvlm.drafts import DRAFTS, Path, choose_drafts, paths_from, paths_of
+from habitat_vlnr1.lvlm.drafts import Path, choose_drafts, paths_from, paths_of, usual_count
 from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
 from habitat_vlnr1.lvlm.feature_cache import FeatureCache
 from habitat_vlnr1.lvlm.frames import Frame
@@ -359,7 +359,7 @@ def load_decoder(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
-    drafts: int = DRAFTS,
+    drafts: int | None = None,
     **options: Any,
 ) -> ActionDecoder:
     """Load a checkpoint and make what asks it. Decoders of one checkpoint share its model while one of them lives.
@@ -368,7 +368,8 @@ def load_decoder(
         path: a folder or a Hugging Face id.
         card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
         dtype, attn_implementation: as `checkpoint.load` takes them.
-        drafts: how many of the card's most frequent answers are tried at once; 0 decides letter by letter.
+        drafts: how many of the card's most frequent answers are tried at once; 0 decides letter by letter, None:
+            `usual_count` of the device.
         device: None: the process's current GPU where there is one.
         options: of `ActionDecoder`, such as `temperature`.
 
@@ -381,11 +382,12 @@ def load_decoder(
         raise CheckpointError(
             f"{path}: no {checkpoint.CARD_FILE} says how this model is asked: give load_decoder a ModelCard"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model: Any  # `to` of PreTrainedModel is wrapped without its types
     model, processor = _shared(path, dtype, attn_implementation)
-    tried = choose_drafts(card.frequent_answers, drafts, card.num_actions)
-    return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), drafts=tried, **options)
+    tried = usual_count(device.type) if drafts is None else drafts
+    answers = choose_drafts(card.frequent_answers, tried, card.num_actions)
+    return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), drafts=answers, **options)
 
 
 _MODELS: WeakValueDictionary[tuple[str, ...], PreTrainedModel] = WeakValueDictionary()

@@ -10,10 +10,16 @@ from collections.abc import Sequence
 
 from habitat_vlnr1.actions import Action
 
-DRAFTS = 8
-"""How many answers are tried, where nobody says how many."""
 Path = tuple[Action, ...]
 """The actions of an answer so far."""
+
+
+def usual_count(device: str) -> int:
+    """How many answers are tried on a kind of device where nobody says how many.
+
+    A GPU hardly notices some tokens more beside a prompt, and each pass costs it the same; on a CPU tokens cost.
+    """
+    return 4 if device == "cpu" else 8
 
 
 def choose_drafts(frequent: Sequence[Sequence[Action]], count: int, num_actions: int) -> tuple[Path, ...]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from benchmarks.drafts import passes as count_passes
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
-from habitat_vlnr1.lvlm.drafts import choose_drafts, paths_from, paths_of
+from habitat_vlnr1.lvlm.drafts import choose_drafts, paths_from, paths_of, usual_count
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.passes import dense_attention
 from habitat_vlnr1.lvlm.prefix_cache import PrefixCache
@@ -150,6 +151,15 @@ def test_an_answer_that_was_tried_takes_one_pass(tiny):
     assert decoder.counts.passes == len(prompts)
 
 
+def test_the_benchmark_counts_what_the_decoder_runs(tiny):
+    prompts = [prompt(walk, step) for walk in range(3) for step in (0, 4, 8, 12)]
+    for drafts in ([], [[FORWARD] * N], EVERY_TWO[:5]):
+        decoder = decoder_of(tiny, drafts=drafts, temperature=3.0)
+        answers = decoder.decode(prompts, 4, seeds=list(range(48)))
+        counted = sum(count_passes(answer.actions, [tuple(draft) for draft in drafts]) for answer in answers)
+        assert decoder.counts.passes_of_answers == counted
+
+
 def test_equal_beginnings_have_equal_positions(tiny):
     decoder = decoder_of(tiny, "vln_ego")
     queries = [decoder._query(prompt(0, step)) for step in range(16)]
@@ -254,6 +264,7 @@ def test_drafts_are_cut_where_nothing_is_left_to_decide():
     assert paths_of([[1, 2, 3, 1, 1, 1]], 3, True) == ((1,), (1, 2))
     assert choose_drafts([], 8, 3) == ((FORWARD,) * 3,)
     assert choose_drafts([], 0, 3) == ()
+    assert (usual_count("cpu"), usual_count("cuda")) == (4, 8)
     known = [(1, 1, 1), (1, 1, 2), (1, 0, 0), (0, 0, 0), (2, 2, 2), (3, 3, 3)]
     assert choose_drafts(known, 2, 3) == ((1, 1, 1), (2, 2, 2))  # three that need nothing more are passed over
     assert [*map(type, choose_drafts(known, 1, 3)[0])] == [Action] * 3
