@@ -1,6 +1,5 @@
 """The expert's plans, in small generated houses, and the rounds' configs. The whole of it is in test_pipeline.py."""
 
-
 import numpy as np
 import pytest
 from habitat_baselines.config.default import get_config
