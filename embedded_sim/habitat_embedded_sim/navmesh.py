@@ -68,6 +68,12 @@ class NavGrid:
             nodes = cells.node[cells.island == i]
             self._island_radii[i] = np.linalg.norm(nodes - nodes.mean(0), axis=1).max()
 
+    @property
+    def nbytes(self) -> int:
+        """Size in memory, in bytes, with the distance fields kept."""
+        fields = (array for goals, cells, index, field in self._fields.values() for array in (goals, *(field or ())))
+        return sum(part.nbytes for part in (*self._cells, *fields) if isinstance(part, np.ndarray))
+
     # ---- making and keeping -------------------------------------------------------------------------------
 
     @classmethod

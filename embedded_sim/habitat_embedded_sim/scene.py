@@ -13,8 +13,7 @@ from .navmesh import NavGrid, NavMeshSettings
 from .render import Renderer
 from .semantics import Annotation, read_annotations
 
-CACHE_BYTES = 512 * 2**20  # of meshes and textures
-CACHE_SCENES = 8  # navigation meshes and their distance fields take some 15 MB a house
+CACHE_BYTES = 512 * 2**20  # a generated house takes about 5 MB, with its distance fields up to 15
 EMPTY_SCENES = ("", "none")
 
 
@@ -66,7 +65,8 @@ class Scene:
         """Rough size in memory, in bytes."""
         mesh = sum(value.nbytes for value in vars(self._mesh).values() if isinstance(value, np.ndarray))
         textures = sum(texture.nbytes for texture in self._mesh.textures)
-        return mesh + textures + (self._renderer.surface.nbytes if self._renderer else 0)
+        grids = sum(grid.nbytes for grid in self._grids.values())
+        return mesh + textures + grids + (self._renderer.surface.nbytes if self._renderer else 0)
 
 
 _cache: OrderedDict[tuple, Scene] = OrderedDict()
@@ -75,13 +75,13 @@ _cache: OrderedDict[tuple, Scene] = OrderedDict()
 def open_scene(path: str, with_textures: bool = True) -> Scene:
     """The scene at `path` ("" or "NONE": the empty scene), from this process's cache where its file is unchanged.
 
-    The least recently used scenes are dropped where the cache exceeds CACHE_SCENES or CACHE_BYTES.
+    The least recently used scenes are dropped where the cache exceeds CACHE_BYTES.
     """
     file = Path(path)
     stamp = file.stat().st_mtime_ns if path.lower() not in EMPTY_SCENES and file.is_file() else None
     key = (path, stamp, with_textures)
     if key not in _cache:
-        while len(_cache) >= CACHE_SCENES or sum(scene.nbytes for scene in _cache.values()) > CACHE_BYTES:
+        while sum(scene.nbytes for scene in _cache.values()) > CACHE_BYTES:
             _cache.popitem(last=False)
         _cache[key] = Scene(path, with_textures)
     _cache.move_to_end(key)

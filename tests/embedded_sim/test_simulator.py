@@ -9,7 +9,9 @@ import magnum as mn
 import numpy as np
 import pytest
 import quaternion as qt
-from habitat_embedded_sim.scene import CACHE_SCENES, open_scene
+from habitat_embedded_sim import scene as scenes
+from habitat_embedded_sim.navmesh import NavMeshSettings
+from habitat_embedded_sim.scene import open_scene
 from habitat_sim.errors import GreedyFollowerError
 
 from tests.embedded_sim import small_scene
@@ -333,14 +335,23 @@ def test_the_follower_says_when_there_is_no_way(sim: habitat_sim.Simulator) -> N
         follower.find_path(np.array([50.0, 0.0, 0.0]))
 
 
-def test_scenes_are_kept_for_the_next_time_but_not_for_ever(tmp_path: Path) -> None:
-    paths = [str(small_scene.write_scene(tmp_path, f"scene{i}")) for i in range(CACHE_SCENES + 1)]
+def test_scenes_are_kept_for_the_next_time_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(small_scene.write_scene(tmp_path, f"scene{i}")) for i in range(12)]
     first = open_scene(paths[0])
-    assert open_scene(paths[0]) is first
+    bare = first.nbytes
+    grid = first.nav_grid(NavMeshSettings())
+    assert grid is not None and first.nbytes == bare + grid.nbytes > 1.5 * bare
+    grid.find_path(*(grid.random_point(np.random.default_rng(i)) for i in range(2)))
+    assert first.nbytes == bare + grid.nbytes
     for path in paths[1:]:
         open_scene(path)
-    assert open_scene(paths[0]) is not first
+    assert open_scene(paths[0]) is first
+    monkeypatch.setattr(scenes, "CACHE_BYTES", 4 * bare)
+    open_scene(str(small_scene.write_scene(tmp_path, "one more")))
+    for path in paths[1:]:
+        open_scene(path)
     again = open_scene(paths[0])
+    assert again is not first
     os.utime(paths[0], ns=(1, 1))  # written anew
     assert open_scene(paths[0]) is not again
 
