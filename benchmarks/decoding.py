@@ -154,11 +154,10 @@ class Bench:
             memory = make_memory(name, budget=self.options.budget, **MEMORIES[name])
             frames = tuple(len(memory.select(step)) for step in self.steps[1:])
             if frames not in stock:
-                prompts = [self.prompts(memory, step) for step in self.steps[1:]]
-                stock[frames] = statistics.median(self.timed(self._generate, asked) for asked in prompts)
+                stock[frames] = self.stock(memory)
             self.seconds.setdefault((name, "stock"), []).append(stock[frames])
             for way, settings in self.ways().items():
-                ours = self._ours(name, way, memory, settings)
+                ours = self.ours(name, way, memory, settings)
                 self.seconds.setdefault((name, way), []).append(ours)
                 self.ratios.setdefault((name, way), []).append(stock[frames] / ours)
 
@@ -167,7 +166,12 @@ class Bench:
         ways: dict[str, dict[str, Any]] = {"letters": {"prefix_cache_mb": 0}, "prefix": {}}
         return ways | ({"drafts": {"drafts": self.drafts}} if self.drafts else {})
 
-    def _ours(self, name: str, way: str, memory: Memory, settings: dict[str, Any]) -> float:
+    def stock(self, memory: Memory) -> float:
+        """Median seconds of stock generation."""
+        return statistics.median(self.timed(self._generate, self.prompts(memory, step)) for step in self.steps[1:])
+
+    def ours(self, name: str, way: str, memory: Memory, settings: dict[str, Any]) -> float:
+        """Median seconds of one of `ways` with this memory, whose counts are kept under both names."""
         decoder = Replaying(self.model, self.encoder, temperature=1.0, **settings)
         decoder.answers = self.answers
         decoder.decode(self.prompts(memory, self.steps[0]))

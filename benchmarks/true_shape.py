@@ -1,11 +1,11 @@
 """What a Qwen-VL of the real shape takes: random weights in bfloat16, the largest prompt (16 history frames of 256²).
 
-    python benchmarks/true_shape.py [--model qwen2_vl_2b | qwen2_5_vl_3b | qwen3_vl_2b] [--layers 4] [--json out.json]
+    python benchmarks/true_shape.py [--model qwen2_vl_2b | qwen2_5_vl_3b | …] [--layers 4] [--json out.json]
 
 Building, saving, loading, a decision under the grammar and in free text, a LoRA SFT step, and a step on a group of
---generations answers of one prompt as GRPO takes it (drawn, rewarded, weighted by advantage; without KL and without
-TRL's trainer). --layers keeps so many layers of both halves, where the whole is too slow. One row a measure: seconds,
-and the process's peak memory so far.
+--generations answers of one prompt as GRPO takes it (drawn, rewarded, weighted by advantage, the prompt run once;
+without KL and without TRL's trainer). --layers keeps so many layers of both halves, where the whole is too slow. One
+row a measure: seconds, and the process's peak memory so far. On a machine with a GPU: benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, PretrainedConfig
 
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
-from habitat_vlnr1.lvlm.inputs import PromptEncoder, answer_loss
+from habitat_vlnr1.lvlm.fast_vision import core_of
+from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.lvlm.tiny import build_shape
 from habitat_vlnr1.prompt import get_template
@@ -42,6 +44,12 @@ MODELS: dict[str, tuple[str, Facts, Facts]] = {
         {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
          "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
         {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
+    ),
+    "qwen2_vl_7b": (
+        "qwen2_vl",
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+         "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
+        {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 3584},
     ),
     "qwen2_5_vl_3b": (
         "qwen2_5_vl",
@@ -67,7 +75,24 @@ def shape(name: str, layers: int | None) -> PretrainedConfig:
         text, vision = text | {"num_hidden_layers": layers}, vision | {"depth": layers}
         if kind == "qwen3_vl":
             vision["deepstack_visual_indexes"] = [0]
-    return AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=True)
+    tied = text["tie_word_embeddings"]
+    return AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=tied)
+
+
+def measured(function: Callable[[], Any], device: torch.device) -> tuple[Any, float, float]:
+    """The function's value, its seconds until the device has finished, and a peak of memory in GiB: of the GPU
+    meanwhile, without one of the process so far."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    value = function()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return value, seconds, torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else process
 
 
 class Table:
@@ -78,10 +103,7 @@ class Table:
 
     def measure(self, name: str, function: Callable[[], Any]) -> Any:
         """The function's value; its seconds and the peak of the process's memory in GiB are a row."""
-        began = time.perf_counter()
-        value = function()
-        seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        value, seconds, peak = measured(function, torch.device("cpu"))
         self.rows.append({"what": name, "seconds": round(seconds, 2), "peak_gib": round(peak, 2)})
         print(f"{name:24} {seconds:8.1f} s   peak {peak:6.2f} GiB", flush=True)
         return value
@@ -110,34 +132,81 @@ def decisions(table: Table, model: Any, encoder: PromptEncoder, prompt: Prompt) 
     table.measure("decision, free text", lambda: free.decode([prompt]))
 
 
-def steps(table: Table, model: Any, encoder: PromptEncoder, prompt: Prompt, generations: int) -> None:
-    """A LoRA SFT step on one record, and a step on one group of drawn answers."""
-    adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=["q_proj", "v_proj"]))
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
-    adapted.train()
-    query = encoder.query(prompt.instruction, prompt.frames, prompt.keys)
+class Training:
+    """An optimizer's steps on one prompt and its answers.
 
-    def update(loss: torch.Tensor) -> None:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    Args:
+        model: on its device, with `share_prefixes`; bfloat16 for adapters, float32 for itself.
+        generations: G, answers of a group.
+        lora: train adapters (they stay in the model until `unload`); else the whole model, under autocast.
+        checkpointing: recompute layers; the answers of a group then go through whole.
+    """
 
-    batch = encoder.training_batch([query], [encoder.answer_ids(ACTIONS)])
-    table.measure("SFT step, LoRA", lambda: update(answer_loss(adapted, batch)))
+    def __init__(
+        self,
+        model: Any,
+        encoder: PromptEncoder,
+        prompt: Prompt,
+        generations: int,
+        *,
+        lora: bool = True,
+        checkpointing: bool = False,
+    ):
+        adapters = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=["q_proj", "v_proj"])
+        self.base, self.lora, self.checkpointing = model, lora, checkpointing
+        self.model: Any = get_peft_model(model, adapters) if lora else model.requires_grad_(True)
+        self.encoder, self.prompt, self.generations = encoder, prompt, generations
+        self.query = encoder.query(prompt.instruction, prompt.frames, prompt.keys)
+        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def group() -> None:
-        adapted.eval()
-        decoder = ActionDecoder(adapted.base_model.model, encoder, temperature=1.0)
-        answers = decoder.decode([prompt], samples=generations)
-        adapted.train()
+    def unload(self) -> None:
+        """Leave the model as it came, but for its weights where they were trained."""
+        if self.checkpointing:
+            self.base.gradient_checkpointing_disable()
+        if self.lora:
+            self.model.unload()
+        self.base.zero_grad()
+        self.base.eval()
+
+    def sft(self) -> None:
+        """A step on one record."""
+        self._update([self.encoder.answer_ids(ACTIONS)], torch.ones(1))
+
+    def group(self) -> None:
+        """A step on one group of drawn answers."""
+        self.model.eval()
+        with self._autocast():
+            decoder = ActionDecoder(self.base, self.encoder, temperature=1.0)
+            answers = decoder.decode([self.prompt], samples=self.generations)
         rewards = torch.tensor([float(np.mean(np.equal(answer.actions, ACTIONS))) for answer in answers])
-        advantages = rewards - rewards.mean()
-        for answer, advantage in zip(answers, advantages, strict=True):
-            (advantage * answer_loss(adapted, encoder.training_batch([query], [answer.ids]))).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        self._update([answer.ids for answer in answers], rewards - rewards.mean())
 
-    table.measure(f"group step, G = {generations}", group)
+    def _update(self, answers: Sequence[tuple[int, ...]], weights: torch.Tensor) -> None:
+        self.model.train()
+        groups = None if self.checkpointing or len(answers) == 1 else [0] * len(answers)
+        batch = self.encoder.training_batch([self.query] * len(answers), answers, groups)
+        device = self.base.device
+        with self._autocast():
+            loss = weighted_loss(self.model, {name: x.to(device) for name, x in batch.items()}, weights.to(device))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.base.dtype == torch.float32)
+
+
+def weighted_loss(model: Any, batch: Mapping[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the answers' tokens of their negative log-probability times their answer's weight [B]; ones: eq. 7."""
+    left_out = {"labels"} if "prefix_rows" in batch else {"labels", "attention_mask"}  # as `answer_loss` does
+    inputs = {name: value for name, value in batch.items() if name not in left_out}
+    hidden = core_of(model)(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    rows, places = (labels != IGNORED).nonzero(as_tuple=True)
+    logits = model.get_output_embeddings()(hidden[rows, places]).float()
+    return (weights[rows] * F.cross_entropy(logits, labels[rows, places], reduction="none")).mean()
 
 
 def main() -> None:
@@ -160,7 +229,9 @@ def main() -> None:
     length = len(encoder.query(prompt.instruction, prompt.frames, prompt.keys).ids)
     print(f"{options.model}: {size:,} parameters, a prompt of {length} tokens, {torch.get_num_threads()} thread(s)")
     decisions(table, model, encoder, prompt)
-    steps(table, model, encoder, prompt, options.generations)
+    training = Training(model, encoder, prompt, options.generations)
+    table.measure("SFT step, LoRA", training.sft)
+    table.measure(f"group step, G = {options.generations}", training.group)
     if options.json:
         about = {"model": options.model, "layers": options.layers, "parameters": size, "prompt_tokens": length}
         options.json.write_text(json.dumps(about | {"rows": table.rows}, indent=2) + "\n")
