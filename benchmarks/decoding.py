@@ -38,7 +38,7 @@ from benchmarks.true_shape import shape
 from habitat_vlnr1.actions import Action, ActionSpace, next_actions
 from habitat_vlnr1.lvlm import checkpoint, tiny
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
-from habitat_vlnr1.lvlm.drafts import choose_drafts, usual_count
+from habitat_vlnr1.lvlm.drafts import choose_drafts
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.prompt import get_template
@@ -257,8 +257,7 @@ def recorded(options: argparse.Namespace) -> tuple[Answers, Answers]:
         for episode in others
         for step in range(0, len(episode.actions), options.horizon)
     ]
-    tried = usual_count(torch.device(options.device).type) if options.drafts is None else options.drafts
-    drafts = choose_drafts(known.frequent_answers(32), tried, n)
+    drafts = choose_drafts(known.frequent_answers(32), options.drafts, n, torch.device(options.device).type)
     # A few that stand for all: quantiles by the passes that they take.
     asked.sort(key=lambda answer: (passes(answer, drafts), answer))
     chosen = [asked[int((k + 0.5) / wanted * len(asked))] for k in np.random.default_rng(0).permutation(wanted)]

@@ -27,6 +27,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.stand_in_scenes import read
+
 ROOT = Path(__file__).parents[1]
 PROCESSES = 4
 SLOW, SLEEP = 3, 2.0  # which process sleeps for so many seconds at every step
@@ -188,10 +190,6 @@ def take_r2r(source: Path, home: Path) -> None:
             (folder / f"{split}{end}.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
     stand_in = [sys.executable, str(ROOT / "benchmarks/stand_in_scenes.py"), *files, "--check"]
     subprocess.run([*stand_in, "--scenes-dir", str(home / "data/stand_in")], check=True)
-
-
-def read(path: Path) -> Any:
-    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -28,8 +28,7 @@ from transformers import AutoConfig, PretrainedConfig
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
-from habitat_vlnr1.lvlm.fast_vision import core_of
-from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
+from habitat_vlnr1.lvlm.inputs import PromptEncoder, answer_logits
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
 from habitat_vlnr1.lvlm.tiny import build_shape
 from habitat_vlnr1.prompt import get_template
@@ -200,13 +199,8 @@ class Training:
 
 def weighted_loss(model: Any, batch: Mapping[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """Mean over the answers' tokens of their negative log-probability times their answer's weight [B]; ones: eq. 7."""
-    left_out = {"labels"} if "prefix_rows" in batch else {"labels", "attention_mask"}  # as `answer_loss` does
-    inputs = {name: value for name, value in batch.items() if name not in left_out}
-    hidden = core_of(model)(**inputs, use_cache=False).last_hidden_state[:, :-1]
-    labels = batch["labels"][:, 1:]
-    rows, places = (labels != IGNORED).nonzero(as_tuple=True)
-    logits = model.get_output_embeddings()(hidden[rows, places]).float()
-    return (weights[rows] * F.cross_entropy(logits, labels[rows, places], reduction="none")).mean()
+    logits, labels, rows = answer_logits(model, batch)
+    return (weights[rows] * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from .surface import BLOCKED, TOUCH, clearance, height, trace, visible
 from .voxels import jit
 
-SURFACE = 2  # changes of surface.py so far: numba's cache of this file does not notice one, so it has to change too
+# numba's cache of this file does not notice a change of surface.py: count it here, so that this file changes too: 2
 PULLS = 2  # rounds of pulling the string tight
 MIN_GAIN = 2e-3  # metres that moving a way point must promise
 MERGE_LOSS = 5e-3  # metres that leaving out a way point may cost

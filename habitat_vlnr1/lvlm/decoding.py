@@ -33,7 +33,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from habitat_vlnr1.actions import Action, read_letters
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
-from habitat_vlnr1.lvlm.drafts import Path, choose_drafts, paths_from, paths_of, usual_count
+from habitat_vlnr1.lvlm.drafts import Path, choose_drafts, paths_from, paths_of
 from habitat_vlnr1.lvlm.fast_vision import speed_up_vision
 from habitat_vlnr1.lvlm.feature_cache import FeatureCache
 from habitat_vlnr1.lvlm.frames import Frame
@@ -385,8 +385,7 @@ def load_decoder(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model: Any  # `to` of PreTrainedModel is wrapped without its types
     model, processor = _shared(path, dtype, attn_implementation)
-    tried = usual_count(device.type) if drafts is None else drafts
-    answers = choose_drafts(card.frequent_answers, tried, card.num_actions)
+    answers = choose_drafts(card.frequent_answers, drafts, card.num_actions, device.type)
     return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), drafts=answers, **options)
 
 

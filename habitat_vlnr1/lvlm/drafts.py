@@ -22,11 +22,19 @@ def usual_count(device: str) -> int:
     return 4 if device == "cpu" else 8
 
 
-def choose_drafts(frequent: Sequence[Sequence[Action]], count: int, num_actions: int) -> tuple[Path, ...]:
+def choose_drafts(
+    frequent: Sequence[Sequence[Action]], count: int | None, num_actions: int, device: str = "cpu"
+) -> tuple[Path, ...]:
     """The first `count` of a checkpoint's most frequent answers; FORWARD throughout where it knows none.
 
     An answer that another one covers (they part at the last action, or behind a STOP) is not counted.
+
+    Args:
+        count: None: `usual_count` of the device.
+        device: its kind, "cpu" or "cuda".
     """
+    if count is None:
+        count = usual_count(device)
     chosen: list[Path] = []
     covered: set[Path] = set()
     for answer in frequent or ((Action.FORWARD,) * num_actions,):

@@ -297,20 +297,28 @@ class SFTCollator:
 def answer_loss(model: Any, batch: Mapping[str, torch.Tensor], *, with_hits: bool = False) -> Any:
     """Mean cross entropy over the answer tokens (eq. 7), with logits made for those tokens alone.
 
-    Equals `model(**batch).loss`. For whole rows the attention mask is left out: behind right padding, causal
-    attention never reaches the padded places from an answer.
+    Equals `model(**batch).loss`.
 
     Args:
         with_hits: also return, per answer token, whether it is the model's likeliest, bool [tokens].
+    """
+    logits, labels, _ = answer_logits(model, batch)
+    loss = F.cross_entropy(logits, labels)
+    return (loss, logits.detach().argmax(-1) == labels) if with_hits else loss
+
+
+def answer_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of all answer tokens the logits, float32 [tokens, V], the labels [tokens], and the rows they are in [tokens].
+
+    For whole rows the attention mask is left out: behind right padding, causal attention never reaches the padded
+    places from an answer.
     """
     left_out = {"labels"} if "prefix_rows" in batch else {"labels", "attention_mask"}
     inputs = {name: value for name, value in batch.items() if name not in left_out}
     hidden = core_of(model)(**inputs, use_cache=False).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
-    wanted = labels != IGNORED
-    logits = model.get_output_embeddings()(hidden[wanted]).float()
-    loss = F.cross_entropy(logits, labels[wanted])
-    return (loss, logits.detach().argmax(-1) == labels[wanted]) if with_hits else loss
+    rows, places = (labels != IGNORED).nonzero(as_tuple=True)
+    return model.get_output_embeddings()(hidden[rows, places]).float(), labels[rows, places], rows
 
 
 def limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:

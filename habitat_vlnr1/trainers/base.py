@@ -95,10 +95,10 @@ def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
         yield
 
 
-def use_cores(config: DictConfig) -> None:
-    """On a CPU, work with `vlnr1.model.cpu_threads` threads, or one per core."""
+def use_cores(threads: int | None) -> None:
+    """On a CPU, work with so many threads; None: one per core."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(config.vlnr1.model.cpu_threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def on_own_gpu(config: DictConfig) -> DictConfig:
@@ -133,9 +133,14 @@ class VLNR1Trainer(PPOTrainer):
         if not self.config.vlnr1.dry_run:
             make_scenes(self.config)
 
+    @property
+    def cpu_threads(self) -> int | None:
+        """Of `use_cores`."""
+        return self.config.vlnr1.model.cpu_threads
+
     def eval(self) -> None:
         """Habitat's evaluation; ends the command with `LEFT_OUT_STATUS` when episodes had to be left out."""
         self.config = on_own_gpu(self.config)
-        use_cores(self.config)
+        use_cores(self.cpu_threads)
         super().eval()
         exit_if_left_out(self.envs.left_out)

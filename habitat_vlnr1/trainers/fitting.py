@@ -275,7 +275,7 @@ def load_for_training(
     model, processor = checkpoint.load(loaded, dtype=ours.dtype, attn_implementation=ours.attn_implementation)
     model.name_or_path = source
     share_prefixes(model)
-    use_cores(config)
+    use_cores(ours.cpu_threads)
     if ours.freeze_vision:
         model.model.visual.requires_grad_(False)
     arguments = arguments or make_arguments(config)

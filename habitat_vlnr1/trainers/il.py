@@ -7,7 +7,6 @@ episodes. The configured observation transforms run on them as they do in the si
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from habitat_vlnr1.frame_files import decode_picture, read_picture
 from habitat_vlnr1.observations import CLOCK, INSTRUCTION, encode_text
 from habitat_vlnr1.policies.habitat_checkpoint import newest_pth, read_pth, write_pth
 from habitat_vlnr1.records import Episode, RecordError, VLNEgo
-from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
+from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer, use_cores
 from habitat_vlnr1.trainers.export import export_if_missing
 
 SPLIT = "train"
@@ -50,6 +49,10 @@ Steps = dict[str, Any]
 @register_trainer("vlnr1_il")
 class ImitationTrainer(VLNR1Trainer):
     """Teaches `vlnr1.il.policy` on `vlnr1.data.sources` into Habitat's checkpoint folder, then evaluates."""
+
+    @property
+    def cpu_threads(self) -> int | None:
+        return self.config.vlnr1.il.cpu_threads
 
     def train(self) -> None:
         config = self.config
@@ -179,8 +182,7 @@ class Imitation:
         self.config, self.il, self.data = config, config.vlnr1.il, data
         self.folder = Path(config.habitat_baselines.checkpoint_folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if not torch.cuda.is_available():
-            torch.set_num_threads(self.il.cpu_threads or os.cpu_count() or 1)
+        use_cores(self.il.cpu_threads)
         self.transforms = get_active_obs_transforms(config)
         policy_class = registered_policy("vlnr1.il.policy", self.il.policy)
         torch.manual_seed(config.habitat.seed)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from omegaconf import DictConfig
@@ -19,7 +18,7 @@ from habitat_vlnr1.config import action_space, prompt_encoder, template_of, trai
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.files import full_disk_is_said
 from habitat_vlnr1.lvlm.checkpoint import ModelCard
-from habitat_vlnr1.lvlm.drafts import choose_drafts, usual_count
+from habitat_vlnr1.lvlm.drafts import choose_drafts
 from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.optimisation import batch_text, lora, reward_functions, rft_arguments
@@ -186,9 +185,8 @@ def make_trainer(
         "peft_config": lora(config),
         "callbacks": [CardCallback(card)],
     }
-    tried = config.vlnr1.decoding.drafts
-    tried = usual_count("cuda" if torch.cuda.is_available() else "cpu") if tried is None else tried
-    drafts = choose_drafts(card.frequent_answers, tried, config.vlnr1.prompt.num_actions)
+    count, n = config.vlnr1.decoding.drafts, config.vlnr1.prompt.num_actions
+    drafts = choose_drafts(card.frequent_answers, count, n, arguments.device.type)
     ours = {"encoder": encoder, "train_forced": config.vlnr1.rft.train_forced, "drafts": drafts, **shared}
     if isinstance(task, Online):
         return OnlineTrainer(

@@ -65,7 +65,7 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
         initializer_range=build.initializer_range,
         seed=build.seed,
     )
-    use_cores(config)
+    use_cores(config.vlnr1.model.cpu_threads)
     if build.warmup is not None:
         warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
     made_with = {"build": plain(build)}
