@@ -14,14 +14,16 @@ LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 
 
-def outside(link, page_uri):
-    """The path in the repository that a page's link means; None where it stays inside docs/."""
-    target = posixpath.normpath(posixpath.join(posixpath.dirname(page_uri), link))
-    return target.removeprefix("../") if target.startswith("../") else None
+def meant(link, page_uri):
+    """The path in the repository that a page's link leads to."""
+    page = page_uri.removeprefix("repository/") if page_uri.startswith("repository/") else f"docs/{page_uri}"
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
 
 
 def page_of(path):
     """Where in the site a file of the repository is shown."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
     return f"repository/{path if path.endswith('.md') else path + '.md'}"
 
 
@@ -36,8 +38,8 @@ def shown(root, path):
 def on_files(files, config):
     root = Path(config.config_file_path).parent
     pages = [file for file in files.documentation_pages() if file.inclusion.is_included()]
-    links = {outside(link, file.src_uri) for file in pages for link in LINK.findall(file.content_string)}
-    for path in sorted(path for path in links if path and (root / path).is_file()):
+    links = {meant(link, file.src_uri) for file in pages for link in LINK.findall(file.content_string)}
+    for path in sorted(path for path in links if not path.startswith("docs/") and (root / path).is_file()):
         content, hidden = shown(root, path), InclusionLevel.NOT_IN_NAV
         files.append(File.generated(config, page_of(path), content=content, inclusion=hidden))
     return files
@@ -45,9 +47,9 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     def link(match):
-        path = outside(match[1], page.file.src_uri)
-        if path is None or files.get_file_from_path(page_of(path)) is None:
+        path = page_of(meant(match[1], page.file.src_uri))
+        if files.get_file_from_path(path) is None:
             return match[1]  # MkDocs says what is wrong with it
-        return posixpath.relpath(page_of(path), posixpath.dirname(page.file.src_uri) or ".")
+        return posixpath.relpath(path, posixpath.dirname(page.file.src_uri) or ".")
 
     return LINK.sub(link, markdown)

@@ -98,6 +98,25 @@ def commands():
     return list(seen)
 
 
+def test_arguments_are_described_one_by_one():
+    """`a, b: …` under Args is no parameter for the site, whose strict build then fails."""
+    lines = [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in sorted((ROOT / "habitat_vlnr1").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+        for line in arguments_of(ast.get_docstring(node) or "")
+        if not re.match(r"\*{0,2}\w+:", line)
+    ]
+    assert lines == []
+
+
+def arguments_of(docstring):
+    """The first lines of what a docstring says under Args."""
+    _, _, section = docstring.partition("Args:\n")
+    return re.findall(r"^ {4}(\S.*)", section.partition("\n\n")[0], re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_every_command_composes():
     """Config names, groups, their choices and all keys are there; what runs is tested elsewhere."""

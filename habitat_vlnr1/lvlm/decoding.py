@@ -95,7 +95,8 @@ class Counts:
         answers: given.
         passes: forward passes, each of a whole batch.
         passes_of_answers: how many of them each answer took, summed over the answers.
-        tokens, tokens_reused: of prompts, and how many of these were not run again.
+        tokens: of the prompts.
+        tokens_reused: how many of them were not run again.
     """
 
     answers: int = 0
@@ -367,10 +368,11 @@ def load_decoder(
     Args:
         path: a folder or a Hugging Face id.
         card: how to ask; None: as the checkpoint's own `vlnr1.json` says.
-        dtype, attn_implementation: as `checkpoint.load` takes them.
+        dtype: as `checkpoint.load` takes it.
+        device: None: the process's current GPU where there is one.
+        attn_implementation: as `checkpoint.load` takes it.
         drafts: how many of the card's most frequent answers are tried at once; 0 decides letter by letter, None:
             `usual_count` of the device.
-        device: None: the process's current GPU where there is one.
         options: of `ActionDecoder`, such as `temperature`.
 
     Raises:

@@ -21,7 +21,8 @@ class Beginning:
     """What of a prompt need not be run again.
 
     Args:
-        tokens, images: how many of the prompt's first ones.
+        tokens: how many of the prompt's first ones.
+        images: how many of its first ones.
         states: keys and values of these tokens in turn, layer by layer: [2 · layers, heads, tokens, width]; None where
             there are none.
     """
