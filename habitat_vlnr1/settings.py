@@ -168,6 +168,7 @@ RULES: dict[str, Rule] = {
     "eval.policies": each(POLICY),
     "eval.forward_steps": COUNT,
     "eval.videos": INDEX,
+    "eval.report_mb": number(0),
     "eval.shard": INDEX | NULL,
     "eval.num_shards": COUNT | NULL,
     "plan.gpus": COUNT | NULL,
@@ -259,6 +260,7 @@ RULES: dict[str, Rule] = {
     "convert.images": TEXT | NULL,
     "convert.template": TEXT,
     "convert.view_records": COUNT,
+    "convert.report_mb": number(0),
 }
 """Key below `vlnr1` → what it takes. A key that is not in a config is not asked for."""
 

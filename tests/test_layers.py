@@ -11,7 +11,7 @@ from tests.paths import ROOT
 FLOORS = (
     ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
     ("files", "frame_files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
-    ("results", "episode_log", "lvlm"),
+    ("results", "episode_log", "report", "lvlm"),
     ("config", "optimisation", "settings", "obs_transform"),
     ("sim",),
     ("policies",),

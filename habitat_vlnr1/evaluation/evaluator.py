@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.evaluation.policy_run import Outcome, PolicyRun
 from habitat_vlnr1.evaluation.rows import RowMaker
 from habitat_vlnr1.observations import EXPERT
+from habitat_vlnr1.report.build import NAME, write_results_report
 from habitat_vlnr1.results import METRICS, LeftOut, protocol_text, table
 from habitat_vlnr1.sim.task_files import task_identity
 
@@ -79,6 +81,7 @@ class VLNR1Evaluator(Evaluator):
             return []
         if shard[0] == 0 or any(outcome.walked for outcome in outcomes):
             report(whole, writer, step_id)
+            write_page(config, writer)
             envs.left_out = list(dict.fromkeys(LeftOut(**entry) for s in whole for entry in s["left_out"]))
         return whole
 
@@ -90,6 +93,15 @@ def report(summaries: Sequence[dict[str, Any]], writer: Any, step_id: int) -> No
             if summary[metric] is not None:
                 writer.add_scalar(f"eval_{summary['policy']}/{metric}", summary[metric], step_id)
     print(table(summaries), flush=True)
+
+
+def write_page(config: DictConfig, writer: Any) -> None:
+    """`report.html` beside the results, of all that lies there, with the run's curves."""
+    if config.vlnr1.eval.report_mb:
+        writer.flush()
+        results, logs = Path(config.vlnr1.results_dir), [Path(config.habitat_baselines.tensorboard_dir)]
+        page = write_results_report(results / NAME, [results], config.vlnr1.eval.report_mb, logs)
+        print(f"report: {page}", flush=True)
 
 
 def free_memory() -> None:

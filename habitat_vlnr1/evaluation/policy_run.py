@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from habitat_vlnr1.evaluation import pictures
 from habitat_vlnr1.evaluation.rows import Row
 from habitat_vlnr1.obs_transform import LongShortMemory, remember
 from habitat_vlnr1.observations import EXPERT
+from habitat_vlnr1.report.recording import WalkRecord, WalkRecorder, megabytes
 from habitat_vlnr1.results import LeftOut, summarise, write_json
 from habitat_vlnr1.sim.gym_env import TRACE
 from habitat_vlnr1.sim.vector_env import LOST, newly_lost
@@ -60,6 +62,7 @@ class _Running:
     actions: list[int] = field(default_factory=list)
     invalid_answers: int = 0
     replay: pictures.Replay | None = None
+    record: WalkRecord | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -67,7 +70,7 @@ class _Running:
 
 
 def _rounded(pose: Sequence[float]) -> list[float]:
-    return [round(value, 4) for value in pose]
+    return [round(float(value), 4) for value in pose]
 
 
 @dataclass
@@ -148,6 +151,8 @@ class PolicyRun:
         self.left = [{key for key in keys if self._line_key(key) not in self.log.lines} for keys in own]
         videos = min(config.vlnr1.eval.videos, len(self.all_keys))
         self.on_video = {self.all_keys[round(i)] for i in np.linspace(0, len(self.all_keys) - 1, videos)}
+        budget = megabytes(config.vlnr1.eval.report_mb) // len(config.vlnr1.eval.policies)
+        self.recorder = WalkRecorder(self.log.folder, budget, self.all_keys)
 
     def _scene(self, scene_id: str) -> str:
         """The scene as the dataset's file names it; Habitat puts the scenes' folder in front."""
@@ -277,6 +282,7 @@ class PolicyRun:
         running = _Running(episode, time.monotonic(), [_rounded(pose)], unusable)
         if running.key not in self.left[index]:
             raise RuntimeError(f"environment {index} is at episode {running.key}, which is not its to evaluate")
+        running.record = self._record(index, running)
         if running.key in self.on_video:
             goals = getattr(episode, "goals", None) or []
             running.replay = pictures.Replay(
@@ -292,6 +298,18 @@ class PolicyRun:
             )
         return running
 
+    def _record(self, index: int, running: _Running) -> WalkRecord | None:
+        """For the report: what is known of a walk before its first step."""
+        episode, goals = running.episode, getattr(running.episode, "goals", None) or []
+        facts = {
+            "episode_id": running.key[1],
+            "reference_path": [_rounded(point) for point in getattr(episode, "reference_path", None) or []],
+            "goal": _rounded(goals[0].position) if goals else None,
+            "radius": self.protocol["success_distance"],
+        }
+        topdown = partial(self.envs.call_at, index, "topdown_map")
+        return self.recorder.begin(running.key, self._scene(episode.scene_id), topdown, facts)
+
     def _follow(
         self, running: _Running, observation: Mapping[str, Any], action: int, info: Mapping[str, Any], said: Mapping
     ) -> None:
@@ -299,6 +317,8 @@ class PolicyRun:
         running.actions.append(action)
         running.poses.append(_rounded(info[TRACE]))
         running.invalid_answers += int(said.get(INVALID, 0))
+        if running.record is not None:
+            running.record.add(observation.get("rgb"), said.get(TEXT))
         if running.replay is not None:
             running.replay.frames.append(np.asarray(observation["rgb"][..., :3]))
             before = running.replay.answers[-1] if running.replay.answers else ""
@@ -325,6 +345,8 @@ class PolicyRun:
             positions=[pose[:3] for pose in running.poses],
             headings=[pose[3] for pose in running.poses],
         )
+        if running.record is not None:
+            running.record.write()
         self.log.append(line)
         left.remove(running.key)
         successes = [done["metrics"].get("SR") or 0.0 for done in self.log.lines.values()]

@@ -1,4 +1,4 @@
-"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures of records, submission files; and
+"""Data in and out: the authors' ShareGPT JSON, Parquet shards, cards, pictures and reports, submission files; and
 adapters merged into whole checkpoints.
 
 `vlnr1_convert` runs one conversion, named by `vlnr1.convert.to`. It writes into its output folder only, goes on where
@@ -32,6 +32,8 @@ from habitat_vlnr1.interchange.submission import write_submission
 from habitat_vlnr1.interchange.trl_rows import write_trl
 from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import Episode, RecordError, Records, VLNEgo, summarize
+from habitat_vlnr1.report.build import NAME, write_data_report, write_results_report
+from habitat_vlnr1.report.curves import FILES
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.base import register_trainer
 from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, is_adapter, origin
@@ -82,11 +84,18 @@ def to_card(config: DictConfig) -> None:
 
 
 def to_view(config: DictConfig) -> None:
-    """The picture of a VLN-Ego folder alone."""
+    """What is to be looked at of a folder: `report.html` of a VLN-Ego folder, with the card's picture, of results or
+    of a run."""
     source, output = folders(config, "{input}")
+    options = config.vlnr1.convert
+    if not (source / "meta.json").is_file() and (any(source.rglob("summary.json")) or any(source.rglob(FILES))):
+        print(write_results_report(output / NAME, [source], options.report_mb, [source]))
+        return
     ego = VLNEgo(source)
+    records = records_of(config, [ego])
     output.mkdir(parents=True, exist_ok=True)
-    print(picture(config, ego, records_of(config, [ego]), output))
+    print(picture(config, ego, records, output))
+    print(write_data_report(output / NAME, name_of(source), records, action_space(config), options.report_mb))
 
 
 def to_sharegpt(config: DictConfig) -> None:

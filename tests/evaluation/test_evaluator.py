@@ -148,13 +148,17 @@ def make_config(folder, policies, **changes):
         "habitat_baselines": {
             "test_episode_count": -1,
             "video_fps": 4,
+            "tensorboard_dir": f"{folder}/tb",
             "eval": {"split": "val"},
             "rl": {"policy": {"main_agent": {"name": "Model"}}},
         },
         "vlnr1": {
             "task": {"name": "corridors"},
             "protocol": {"name": "toy", "forward_step": 0.25, "turn_angle": 30, "success_distance": 0.5},
-            "eval": {"policies": policies, "forward_steps": 3, "videos": 0, "shard": None, "num_shards": None},
+            "eval": {
+                **{"policies": policies, "forward_steps": 3, "videos": 0, "report_mb": 1},
+                **{"shard": None, "num_shards": None},
+            },
             "memory": {"strategy": "uniform"},
             "results_dir": str(folder),
         },
@@ -165,6 +169,9 @@ def make_config(folder, policies, **changes):
 class Scalars(dict):
     def add_scalar(self, name, value, step):
         self[name] = value
+
+    def flush(self):
+        pass
 
 
 def evaluate(config, envs, policy=None, transforms=()):
