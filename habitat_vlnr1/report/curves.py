@@ -17,7 +17,7 @@ FILES = "events.out.tfevents.*"
 def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Every scalar that was logged below the folders: a chart each, with a line per folder of files.
 
-    Numbers that are not finite are left out. A step that was logged twice (a run that went on) has its last value.
+    Numbers that are not finite are left out, and what has one point only (an evaluation's values: the table has them). A step that was logged twice (a run that went on) has its last value.
     """
     if not any(True for folder in folders for _ in folder.rglob(FILES)):
         return []
@@ -34,7 +34,7 @@ def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
             line |= {event.step: event.value for event in events.Scalars(tag) if math.isfinite(event.value)}
     charts = []
     for tag in sorted(seen):
-        lines = {name: sorted(points.items()) for name, points in seen[tag].items() if points}
+        lines = {name: sorted(points.items()) for name, points in seen[tag].items() if len(points) > 1}
         several = len(lines) > 1
         thin = [
             {"name": name if several else "", "points": [points[i] for i in spread(len(points), POINTS)]}

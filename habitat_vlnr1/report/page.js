@@ -46,6 +46,7 @@ function showTables() {
 // ---------------------------------------------------------------- curves
 function showCurves() {
   $("curves").hidden = data.curves.length === 0;
+  $("curves").open = data.episodes.length === 0;
   for (const chart of data.curves) {
     const points = chart.lines.flatMap((line) => line.points);
     const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
@@ -56,8 +57,7 @@ function showCurves() {
     picture.append(draw("line", { x1: 10, x2: 590, y1: 145, y2: 145, class: "axis" }));
     const cursor = draw("line", { y1: 5, y2: 145, class: "axis", visibility: "hidden" });
     chart.lines.forEach((line, i) => {
-      const single = line.points.length === 1 ? [line.points[0], [line.points[0][0] + wide, line.points[0][1]]] : line.points;
-      picture.append(draw("polyline", { points: single.map((p) => at(p).join()).join(" "), class: `curve c${i % 4}` }));
+      picture.append(draw("polyline", { points: line.points.map((p) => at(p).join()).join(" "), class: `curve c${i % 4}` }));
     });
     picture.append(cursor);
     const rest = chart.lines.map((line) => {
