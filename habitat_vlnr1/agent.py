@@ -83,7 +83,8 @@ class Walk:
             raise VLNR1Error(f"a frame must be uint8 [height, width, 3], got {frame.dtype} {list(frame.shape)}")
         frame = np.ascontiguousarray(frame[..., :3])
         if self._shape not in (None, frame.shape):
-            raise VLNR1Error(f"frames of a walk have one size: {list(frame.shape)} came after {list(self._shape or ())}")
+            before = list(self._shape or ())
+            raise VLNR1Error(f"frames of a walk have one size: {list(frame.shape)} came after {before}")
         if instruction != self.instruction:
             self._answer = None
         self.instruction, self._shape = instruction, frame.shape
@@ -139,7 +140,7 @@ class Navigator:
         n = decoder.num_actions
         self.execute_horizon = n if execute_horizon is None else execute_horizon
         if not 1 <= self.execute_horizon <= n:
-            raise VLNR1Error(f"execute_horizon is {execute_horizon}, but the model predicts {n} actions: choose 1 … {n}")
+            raise VLNR1Error(f"execute_horizon is {execute_horizon}, but the model predicts {n} actions: take 1 … {n}")
         self.decoder, self.memory = decoder, memory
         self.jpeg_quality, self.memory_mb = jpeg_quality, memory_mb
 

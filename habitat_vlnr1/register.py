@@ -20,6 +20,7 @@ BASELINES_MODULES = (
     "habitat_vlnr1.trainers.dagger",
     "habitat_vlnr1.trainers.rft",
     "habitat_vlnr1.trainers.doctor",
+    "habitat_vlnr1.trainers.serve",
 )
 
 

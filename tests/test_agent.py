@@ -116,9 +116,9 @@ def test_another_instruction_ends_the_plan(navigator, monkeypatch):
     [
         ({"depth": 0}, "needs the observation 'rgb', but there are only depth"),
         ({"rgb": np.zeros((56, 56, 3), np.uint8)}, "needs the observation 'instruction'"),
-        ({"rgb": np.zeros((56, 56, 3), np.float32), "instruction": "go"}, r"must be uint8 .* got float32 \[56, 56, 3\]"),
+        ({"rgb": np.zeros((56, 56, 3), np.float32), "instruction": "go"}, r"must be uint8 .* got float32 \[56, 56"),
         ({"rgb": np.zeros((56, 56), np.uint8), "instruction": "go"}, r"must be uint8"),
-        ({"rgb": np.zeros((28, 56, 3), np.uint8), "instruction": "go"}, r"one size: \[28, 56, 3\] came after \[56, 56"),
+        ({"rgb": np.zeros((28, 56, 3), np.uint8), "instruction": "go"}, r"one size: \[28, 56, 3\] came after \[56"),
     ],
 )
 def test_what_it_cannot_see_is_named(navigator, observations, what):

@@ -17,7 +17,8 @@ FILES = "events.out.tfevents.*"
 def curves(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Every scalar that was logged below the folders: a chart each, with a line per folder of files.
 
-    Numbers that are not finite are left out, and what has one point only (an evaluation's values: the table has them). A step that was logged twice (a run that went on) has its last value.
+    Numbers that are not finite are left out, and what has one point only (an evaluation's values: the table has
+    them). A step that was logged twice (a run that went on) has its last value.
     """
     if not any(True for folder in folders for _ in folder.rglob(FILES)):
         return []

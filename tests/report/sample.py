@@ -11,7 +11,8 @@ from habitat_vlnr1.results import summarise, write_json
 
 SPACE = ActionSpace(0.5, 30)
 PROTOCOL = {"name": "toy", "forward_step": 0.5, "turn_angle": 30.0, "success_distance": 1.0}
-EVIL = "<img src=x onerror=\"document.title='broken'\"></script><script>document.title='broken'</script> & go <b>left</b>"
+BREAK = "document.title='broken'"
+EVIL = f"<img src=x onerror=\"{BREAK}\"></script><script>{BREAK}</script> & go <b>left</b>"
 WORDS = ["Go to the red sofa and stop.", "Walk past the bed, then stop at the lamp.", EVIL]
 
 
@@ -50,20 +51,17 @@ def write_results(home, policies, budget=1_000_000, episodes=6, split="val"):
             actions, poses = walk(turns * (i % 3), 6 + number)
             facts = {"episode_id": key[1], "reference_path": [[0, 0, 0], [3, 0, 0]], "goal": [3, 0, 0], "radius": 1.0}
             record = recorder.begin(key, key[0], topdown, facts)
-            for step, action in enumerate(actions):
+            for step in range(len(actions)):
                 if record:
                     record.add(frame(i, step), SPACE.format(actions[step : step + 2]) if step % 2 == 0 else None)
             if record:
                 record.write()
             error = math.dist(poses[-1][:3], [3, 0, 0])
             metrics = {"SR": float(error < 1), "OS": float(error < 1.6), "NE": error, "SPL": 0.5, "TL": 3.0}
-            log.append(
-                episode_line(
-                    metrics, episode_id=key[1], scene_id=key[0], instruction=WORDS[i % 3], unusable=None, stopped=True,
-                    steps=len(actions), seconds=1.0, invalid_answers=0, actions=actions,
-                    positions=[pose[:3] for pose in poses], headings=[pose[3] for pose in poses],
-                )  # fmt: skip
-            )
+            line = {"episode_id": key[1], "scene_id": key[0], "instruction": WORDS[i % 3], "unusable": None}
+            line |= {"steps": len(actions), "seconds": 1.0, "invalid_answers": 0, "stopped": True, "actions": actions}
+            line |= {"positions": [pose[:3] for pose in poses], "headings": [pose[3] for pose in poses]}
+            log.append(episode_line(metrics, **line))
         write_json(log.folder / "summary.json", summarise(list(log.lines.values()), policy, split, PROTOCOL))
         log.close()
     return home

@@ -102,7 +102,7 @@ def test_a_question_and_its_answer_are_shown_as_facts(tmp_path):
 
 
 def test_what_is_broken_or_missing_is_named(tmp_path):
-    with pytest.raises(ResultsError, match="neither summary.json of an evaluation nor curves"):
+    with pytest.raises(ResultsError, match=r"neither summary\.json of an evaluation nor curves"):
         write_results_report(tmp_path / "report.html", [tmp_path])
     home = write_results(tmp_path, {"model": 1}, episodes=1)
     (file,) = home.rglob("walks/*.json")
