@@ -1,9 +1,11 @@
 """The examples run as their docstrings say, on tiny inputs."""
 
 import json
+import math
 import re
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,57 @@ def test_a_reward_of_ones_own():
     )
     answers = [right, wrong_at_last, wrong_at_first, other]
     assert until_wrong(answers, actions=[[1, 0]] * 4, bonus=0.5) == [2.5, 1.0, 0.0, 0.0]
+
+
+def test_a_ros_2_node_drives_what_the_server_says(monkeypatch):
+    """Against stand-ins for ROS 2 and for the client; what it publishes is looked at."""
+
+    class Node:
+        def __init__(self, name):
+            self.time, self.sent, self.said = 0.0, [], []
+
+        def declare_parameter(self, name, default):
+            return SimpleNamespace(value={"instruction": "go"}.get(name, default))
+
+        def create_publisher(self, *_):
+            return SimpleNamespace(publish=self.sent.append)
+
+        def get_clock(self):
+            return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=self.time * 1e9))
+
+        def get_logger(self):
+            return SimpleNamespace(info=self.said.append)
+
+        create_subscription = create_timer = lambda self, *_: None
+
+    class Twist:
+        def __init__(self):
+            self.linear, self.angular = SimpleNamespace(x=0.0), SimpleNamespace(z=0.0)
+
+    class Client:
+        def __init__(self, address):
+            assert address == "ws://localhost:8000"
+            self.about = {"forward_step": 0.5, "turn_angle": 30, "words": ["Stop", "Forward", "Left", "Right"]}
+            self.actions = [1, 3, 0]
+
+        def act(self, frame, instruction):
+            assert (frame, instruction) == (b"jpeg", "go")
+            return {"action": self.actions.pop(0)}
+
+    parts = {"rclpy": {}, "rclpy.node": {"Node": Node}, "client": {"PolicyClient": Client}, "geometry_msgs": {}}
+    parts |= {"geometry_msgs.msg": {"Twist": Twist}, "sensor_msgs": {}, "sensor_msgs.msg": {"CompressedImage": bytes}}
+    for name, content in parts.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    node = runpy.run_path(str(ROOT / "examples/ros2_node.py"))["Navigator"]()
+    speeds = []
+    for tick in range(200):
+        node.time = tick / 20
+        node.see(SimpleNamespace(data=b"jpeg"))
+        node.drive()
+        speeds.append((node.sent[-1].linear.x, node.sent[-1].angular.z))
+    assert node.said == ["Forward", "Right", "Stop"] and speeds[-1] == (0, 0)
+    assert sum(x for x, _ in speeds) / 20 == pytest.approx(0.5, abs=0.02)  # metres
+    assert sum(z for _, z in speeds) / 20 == pytest.approx(-math.radians(30), abs=0.03)
 
 
 @pytest.mark.slow

@@ -35,7 +35,10 @@ class PolicyClient:
     def __init__(self, address: str = "ws://localhost:8000", token: str | None = None, timeout: float = 60):
         token = token or os.environ.get("VLNR1_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._socket = connect(address, additional_headers=headers, compression=None, open_timeout=timeout)
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(
+            connect(address, additional_headers=headers, compression=None, open_timeout=timeout)
+        )
         self._timeout, self._reset = timeout, False
         self.about: dict[str, Any] = self._receive()
 
@@ -75,7 +78,7 @@ class PolicyClient:
 
     def close(self) -> None:
         """End the session."""
-        self._socket.close()
+        self._open.close()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Export → training → evaluation on two generated houses, in one process, through the registered trainers."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 from safetensors.torch import load_file
 
+from habitat_vlnr1.agent import VLNR1Agent
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.records import RecordError, VLNEgo
 from habitat_vlnr1.weights import chain
-from tests.paths import CONFIGS
+from tests.paths import CONFIGS, ROOT
 
 pytest.importorskip("habitat_embedded_sim")
 SCENES = ["train_scenes=2", "train_episodes_per_scene=3", "val_seen_episodes=2", "val_unseen_scenes=1"]
@@ -155,6 +157,22 @@ def test_evaluation_writes_what_others_rely_on(run, home, capsys):
     assert json.loads((results / "oracle/val_unseen/summary.json").read_text())["SR"] == 1
     assert list((results / "vlnr1_sft/val_unseen/videos").glob("*.mp4"))
     assert list((results / "vlnr1_sft/val_unseen/videos").glob("*.png"))
+    assert f"report: {Path('data/vlnr1/quickstart/results/report.html')}" in table
+    page = (results / "report.html").read_text()
+    assert all(f'"{policy}"' in page for policy in ("random", "vlnr1_sft")) and "data:image/jpeg" in page
+
+
+@pytest.mark.slow
+def test_habitats_benchmark_finds_what_our_evaluation_found(run, home):
+    """On the same episodes, with the agent that needs no config; the example is what a user would run."""
+    example = runpy.run_path(str(ROOT / "examples/benchmark_agent.py"))
+    agent = VLNR1Agent.from_checkpoint("data/vlnr1/quickstart/checkpoints")
+    walks = example["benchmark"](str(example["CONFIGS"] / "vlnr1_benchmark.yaml"), [])
+    found = walks.evaluate(agent)
+    ours = json.loads((home / "data/vlnr1/quickstart/results/vlnr1_sft/val_unseen/summary.json").read_text())
+    for name, metric in {"success": "SR", "spl": "SPL", "distance_to_goal": "NE", "path_length": "TL"}.items():
+        assert found[name] == pytest.approx(ours[metric], abs=1e-5), metric
+    assert found["steps_taken"] == ours["steps"]
 
 
 @pytest.mark.slow
