@@ -81,7 +81,7 @@ class VLNR1Evaluator(Evaluator):
             return []
         if shard[0] == 0 or any(outcome.walked for outcome in outcomes):
             report(whole, writer, step_id)
-            write_page(config, writer)
+            write_page(config)
             envs.left_out = list(dict.fromkeys(LeftOut(**entry) for s in whole for entry in s["left_out"]))
         return whole
 
@@ -95,10 +95,9 @@ def report(summaries: Sequence[dict[str, Any]], writer: Any, step_id: int) -> No
     print(table(summaries), flush=True)
 
 
-def write_page(config: DictConfig, writer: Any) -> None:
+def write_page(config: DictConfig) -> None:
     """`report.html` beside the results, of all that lies there, with the run's curves."""
     if config.vlnr1.eval.report_mb:
-        writer.flush()
         results, logs = Path(config.vlnr1.results_dir), [Path(config.habitat_baselines.tensorboard_dir)]
         page = write_results_report(results / NAME, [results], config.vlnr1.eval.report_mb, logs)
         print(f"report: {page}", flush=True)

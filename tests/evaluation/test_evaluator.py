@@ -170,9 +170,6 @@ class Scalars(dict):
     def add_scalar(self, name, value, step):
         self[name] = value
 
-    def flush(self):
-        pass
-
 
 def evaluate(config, envs, policy=None, transforms=()):
     agent = SimpleNamespace(actor_critic=policy or torch.nn.Identity(), agent_name="main_agent", eval=lambda: None)
