@@ -138,6 +138,11 @@ class LongShortMemory(ObservationTransformer):
                 self._frames.add(rollout, frame)
         return clocks
 
+    def skip(self, rollout: int, step: int) -> None:
+        """A step of a rollout whose frame nobody will look at: it was not rendered."""
+        if step == self._frames.touch(rollout):
+            self._frames.skip(rollout)
+
     def _drop_ended(self, rollouts: list[int]) -> None:
         """Forget rollouts whose environment is in another one now.
 
