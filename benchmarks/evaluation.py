@@ -4,10 +4,10 @@
     python benchmarks/evaluation.py --episodes 40 --environments 2 --runs 1
 
 The row `vlnr1_sft` alone is walked. `stock` generates with Transformers alone, in one environment that is told every
-action and renders every frame; `ours` is the evaluation as configured, in so many environments. Simulators start anew
-for each, with no scene loaded, and the time counts from the first reset to the last line. Ways take turns, so that what
-else the machine does hits all of them; CPU seconds are those of the process and of its simulators. Walks are compared:
-all ways must take the same actions.
+action and renders every frame; `ours` is the evaluation as configured, in so many environments. Simulators start
+anew for each, with no scene loaded, and the time counts from the first reset to the last line. Ways take turns, so
+that what else the machine does hits all of them; CPU seconds are those of the process and of its simulators. Walks are
+compared: all ways must take the same actions.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def main() -> None:
         for way in ways:
             figures, walks[way] = evaluate(config, *way)
             measured[way].append(figures)
-            print(f"{way[0]} in {way[1]}: {figures['rate']:.2f} episodes/s, {figures['cpu']:.0f} CPU ms each", flush=True)
+            told = f"{figures['rate']:.2f} episodes/s, {figures['cpu']:.0f} CPU ms each"
+            print(f"{way[0]} in {way[1]}: {told}", flush=True)
     report(options, measured, walks)
 
 
@@ -131,7 +132,7 @@ def report(options: argparse.Namespace, measured: Any, walks: Any) -> None:
     """Print the table, and write it."""
     stock, one = measured["stock", 1], measured.get(("ours", 1))
     rows = []
-    print(f"{'way':6} {'in':>3} {'episodes/s':>10} {'CPU ms':>7} {'against stock':>15} {'against ours in 1':>18}  same walks")
+    print("way     in episodes/s  CPU ms   against stock  against ours in 1  same walks")
     for (way, count), figures in measured.items():
         row: dict[str, Any] = {"way": way, "environments": count}
         row |= {key: round(statistics.median(each[key] for each in figures), 2) for key in figures[0]}

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from habitat_vlnr1.config import plain
 from habitat_vlnr1.episode_log import EpisodeLog, episode_key, episode_line
 from habitat_vlnr1.evaluation import pictures
 from habitat_vlnr1.evaluation.rows import Row
-from habitat_vlnr1.obs_transform import LongShortMemory, remember
+from habitat_vlnr1.obs_transform import LongShortMemory, looked_at, remember_walk
 from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION, PLAN
 from habitat_vlnr1.results import LeftOut, summarise, write_json
 from habitat_vlnr1.sim.gym_env import RGB, TRACE
@@ -218,9 +217,9 @@ class PolicyRun:
                     at_work.start(index, partial(self._enter, index))
                 while back := at_work.back():
                     self._note(back, state)
-                    for position in [p for p, index in enumerate(awake) if index in back and not self.left[index]][::-1]:
-                        self.policy.on_envs_pause([position])
-                        del awake[position]
+                    for index in [index for index in back if not self.left[index]][::-1]:
+                        self.policy.on_envs_pause([awake.index(index)])
+                        awake.remove(index)
                     rows = [index for index in back if self.left[index]]
                     for index, actions in zip(rows, self._answer(rows, state) if rows else (), strict=True):
                         shown = self._shown(index, len(actions), needed)
@@ -244,11 +243,9 @@ class PolicyRun:
             return None  # who knows what other sensors and policies make of an image
         if not self.row.reads(RGB):
             return set()
-        every, memories = getattr(self.policy, "asks_every", None), self.row.obs_transforms
-        if every is None or not all(isinstance(each, LongShortMemory) for each in memories):
-            return None
-        asked = range(0, self.config.habitat.environment.max_episode_steps + 1, every)
-        return {*asked, *(step for each in memories for now in asked for step in each.memory.select(now))}
+        every = getattr(self.policy, "asks_every", None)
+        steps = self.config.habitat.environment.max_episode_steps
+        return None if every is None else looked_at(self.row.obs_transforms, range(0, steps + 1, every))
 
     def _shown(self, index: int, count: int, needed: set[int] | None) -> list[bool]:
         """Whether the camera is wanted after each of the next `count` actions of an environment."""
@@ -294,16 +291,13 @@ class PolicyRun:
 
     def _answer(self, rows: list[int], state: dict[str, torch.Tensor]) -> list[list[int]]:
         """What these environments do next."""
-        batch = self._batch([self._views[index] for index in rows])
+        batch: Any = batch_obs(self.envs.post_step([self._views[index] for index in rows]), device=self.device)
         batch = apply_obs_transforms_batch(batch, self.row.obs_transforms)
         data, actions = self._act(batch, state, rows)
         ahead = self.policy.ahead(batch) if hasattr(self.policy, "ahead") else [[]] * len(rows)
         plans = [[action, *more] for action, more in zip(actions, ahead, strict=True)]
         self._said |= {index: (data, plan) for index, plan in zip(rows, plans, strict=True)}
         return plans
-
-    def _batch(self, views: Sequence[Mapping[str, Any]]) -> Any:
-        return batch_obs(self.envs.post_step(views), device=self.device)
 
     def _first_state(self, n: int) -> dict[str, torch.Tensor]:
         """What Habitat carries from step to step for recurrent policies, of shape [n, …]."""
@@ -352,7 +346,7 @@ class PolicyRun:
         return running
 
     def _follow(self, index: int, outputs: Sequence[Output], said: Mapping[str, Any]) -> None:
-        """Note the steps of an answer: what was seen before each, what was done, where that led; and the episode's end.
+        """Note the steps of an answer: what was seen before each, what was done and where that led; and an end.
 
         Args:
             said: what the policy told about the first of them.
@@ -369,20 +363,9 @@ class PolicyRun:
                 before = running.replay.answers[-1] if running.replay.answers else ""
                 running.replay.answers.append(before if number else said.get(TEXT, before))
             view = output[0]
-        self._remember([output[0] for output in outputs[:-1]])
+        remember_walk([output[0] for output in outputs[:-1]], self.row.obs_transforms, self.device)
         if outputs[-1][2]:
             self._finish(running, self.left[index], outputs[-1][3])
-
-    def _remember(self, views: Sequence[Mapping[str, Any]]) -> None:
-        """Let memories keep what an environment has seen between two questions, as far as it was rendered."""
-        for rendered, some in groupby(views, lambda view: RGB in view):
-            if rendered:
-                remember(self._batch(list(some)), self.row.obs_transforms)
-                continue
-            for view in some:
-                for transform in self.row.obs_transforms:
-                    if isinstance(transform, LongShortMemory):
-                        transform.skip(*view[CLOCK].tolist())
 
     def _finish(self, running: _Running, left: set[tuple[str, str]], info: Mapping[str, Any]) -> None:
         """Write the episode down."""

@@ -106,7 +106,7 @@ class VLNR1Policy(ScriptedPolicy):
 
     @property
     def asks_every(self) -> int:
-        """The steps from one question to the next: it looks at what the memory shows at these steps, and nowhere else."""
+        """Steps from one question to the next: what the memory shows at these is looked at, and nothing else."""
         return self.execute_horizon
 
     def ahead(self, observations: dict[str, Tensor]) -> list[list[int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +21,7 @@ def groups_of(members: Sequence[int], size: int) -> list[list[int]]:
     """Groups of at most `size`, as equal as can be, in order."""
     count = -(-len(members) // size)
     borders = [len(members) * number // max(count, 1) for number in range(count + 1)]
-    return [list(members[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    return [list(members[a:b]) for a, b in pairwise(borders)]
 
 
 class SideBySide(Generic[T]):

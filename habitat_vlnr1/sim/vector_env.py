@@ -101,14 +101,6 @@ def walk_at(envs: VectorEnv, index: int, actions: Sequence[int], shown: Sequence
     return outputs
 
 
-def reset_these(envs: VectorEnv, indices: Sequence[int]) -> list[Any]:
-    """What each of these environments sees at the beginning of its next episode; they reset at the same time, where
-    `VectorEnv.reset_at` waits for one after the other."""
-    for index in indices:
-        envs._connection_write_fns[index]((RESET_COMMAND, None))
-    return [envs._connection_read_fns[index]() for index in indices]
-
-
 def _walks(command: tuple[str, Any]) -> bool:
     return command[0] == CALL_COMMAND and command[1][0] == WALK
 
@@ -360,7 +352,7 @@ class VLNVectorEnv(VectorEnv):
                 continue
             outputs = list(result) if _walks(command) else [result]
             state.actions += actions[: len(outputs)]
-            view, reward, done, state.info = outputs[-1]
+            _, reward, done, state.info = outputs[-1]
             if done and self._resets:
                 outputs[-1] = self._next_view(state, rank), reward, done, state.info
             return outputs

@@ -359,7 +359,7 @@ class Planner(OraclePolicy):
 
 
 GOALS = [{("a", n): 3 * n for n in range(1, 4)}, {("b", n): 4 for n in range(3)}, {("c", n): 6 for n in range(3)}]
-"""Goals at different distances, so walks end at different times; a plan overshoots, and its episode ends by the limit."""
+"""Goals at different distances, so walks end at different times; a plan overshoots, and the limit ends its episode."""
 
 
 @pytest.mark.parametrize("together, most", [(None, 1), (1, 1), (2, 2), (3, 3), (9, 3)])
@@ -377,8 +377,11 @@ def test_a_group_of_environments_is_answered_when_all_of_it_waits(tmp_path, toge
     config = make_config(tmp_path / "all", {"model": "Model"}, **{"vlnr1.eval.together": together or "null"})
     evaluate(config, Envs(*map(Corridor, GOALS)), planner)
     assert max(planner.asked) == most and sum(planner.asked) == sum(-(-line["steps"] // 3) for line in walks)
-    told = [[{k: v for k, v in line.items() if k != "seconds"} for line in some] for some in (walks, lines(tmp_path / "all", "model"))]
-    assert sorted(told[0], key=str) == sorted(told[1], key=str)
+    together, apart = (
+        sorted(str({key: value for key, value in line.items() if key != "seconds"}) for line in some)
+        for some in (walks, lines(tmp_path / "all", "model"))
+    )
+    assert together == apart
 
 
 def test_environments_go_on_while_others_are_answered(tmp_path):
