@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from habitat_vlnr1.errors import RunError
 from habitat_vlnr1.frame_files import decode_picture, encode_jpeg
 
 
 @dataclass
 class _Rollout:
-    """Frames as bytes (uint8 arrays of one dimension), or as (offset, length) in `file`."""
+    """Frames as bytes (uint8 arrays of one dimension), or as (offset, length) in `file`; None where not seen."""
 
-    frames: list[np.ndarray | tuple[int, int]] = field(default_factory=list)
+    frames: list[np.ndarray | tuple[int, int] | None] = field(default_factory=list)
     held: int = 0
     file: Any = None
 
@@ -71,10 +72,20 @@ class FrameStore(Mapping[int, list[Any]]):
         own.frames.append((own.file.tell(), len(raw)))
         own.file.write(raw)
 
+    def skip(self, rollout: int) -> None:
+        """The next frame of a rollout was not seen."""
+        self._rollouts[rollout].frames.append(None)
+
     def read(self, rollout: int, step: int) -> np.ndarray:
-        """Frame v_step, uint8 [H, W, C]."""
+        """Frame v_step, uint8 [H, W, C].
+
+        Raises:
+            RunError: it was skipped.
+        """
         own = self._rollouts[rollout]
         kept = own.frames[step]
+        if kept is None:
+            raise RunError(f"frame {step} of a walk is wanted, but was not rendered: set vlnr1.eval.render_all=true")
         if isinstance(kept, tuple):
             own.file.seek(kept[0])
             kept = np.frombuffer(own.file.read(kept[1]), np.uint8)

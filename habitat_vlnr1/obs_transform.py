@@ -16,8 +16,9 @@ In the policy's config:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from gym import spaces
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.common.obs_transformers import ObservationTransformer
 from habitat_baselines.config.default_structured_configs import ObsTransformConfig
+from habitat_baselines.utils.common import batch_obs
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
@@ -138,6 +140,11 @@ class LongShortMemory(ObservationTransformer):
                 self._frames.add(rollout, frame)
         return clocks
 
+    def skip(self, rollout: int, step: int) -> None:
+        """A step of a rollout whose frame nobody will look at: it was not rendered."""
+        if step == self._frames.touch(rollout):
+            self._frames.skip(rollout)
+
     def _drop_ended(self, rollouts: list[int]) -> None:
         """Forget rollouts whose environment is in another one now.
 
@@ -166,6 +173,29 @@ def remember(observations: dict[str, torch.Tensor], transforms: Sequence[Observa
             transform.remember(observations)
         else:
             observations = transform(observations)
+
+
+def remember_walk(
+    views: Sequence[Mapping[str, Any]], transforms: Sequence[ObservationTransformer], device: Any = None
+) -> None:
+    """`remember` for what one environment has seen step by step; a view without frame was not rendered."""
+    for rendered, some in groupby(views, lambda view: "rgb" in view):
+        if rendered:
+            batch: Any = batch_obs(list(some), device=device)
+            remember(batch, transforms)
+            continue
+        for view in some:
+            for transform in transforms:
+                if isinstance(transform, LongShortMemory):
+                    transform.skip(*view[CLOCK].tolist())
+
+
+def looked_at(transforms: Sequence[ObservationTransformer], asked: Iterable[int]) -> set[int] | None:
+    """The steps of a walk whose frames are looked at by who is asked at some steps; None: any, as far as is known."""
+    if not all(isinstance(transform, LongShortMemory) for transform in transforms):
+        return None
+    memories = [transform.memory for transform in transforms if isinstance(transform, LongShortMemory)]
+    return {step for now in asked for step in (now, *(past for memory in memories for past in memory.select(now)))}
 
 
 def memory_frames(observations: dict[str, torch.Tensor]) -> torch.Tensor:

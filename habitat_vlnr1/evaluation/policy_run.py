@@ -1,8 +1,9 @@
 """One row of an evaluation's table: a policy walks its episodes, and each is written down when it ends.
 
-A policy that says which environments wait for it (`ScriptedPolicy.waiting`) is asked when all do: the others go on to
-the end of their plans, and one batch then answers for all. Until then memories note the frames and nothing is made
-of them.
+A policy that plans (`VLNR1Policy.ahead`) is asked for one group of environments while the others carry out what it
+said before, each in a worker process and without a word in between. Frames that no question will show are not even
+rendered; memories note the others, and nothing is made of them until the next question. Any other policy is asked at
+every step, for all environments at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from habitat_baselines.common.obs_transformers import apply_obs_transforms_batch
-from habitat_baselines.rl.ppo.evaluator import pause_envs
 from habitat_baselines.utils.common import batch_obs, get_action_space_info, inference_mode
 from habitat_baselines.utils.info_dict import extract_scalars_from_info
 from omegaconf import DictConfig
@@ -28,12 +28,13 @@ from habitat_vlnr1.config import plain
 from habitat_vlnr1.episode_log import EpisodeLog, episode_key, episode_line
 from habitat_vlnr1.evaluation import pictures
 from habitat_vlnr1.evaluation.rows import Row
-from habitat_vlnr1.obs_transform import LongShortMemory, remember
-from habitat_vlnr1.observations import EXPERT
+from habitat_vlnr1.obs_transform import LongShortMemory, looked_at, remember_walk
+from habitat_vlnr1.observations import CLOCK, EXPERT, INSTRUCTION, PLAN
 from habitat_vlnr1.report.recording import WalkRecord, WalkRecorder, megabytes
 from habitat_vlnr1.results import LeftOut, summarise, write_json
-from habitat_vlnr1.sim.gym_env import TRACE
-from habitat_vlnr1.sim.vector_env import LOST, newly_lost
+from habitat_vlnr1.sim.gym_env import RGB, TRACE
+from habitat_vlnr1.sim.side_by_side import SideBySide, groups_of
+from habitat_vlnr1.sim.vector_env import LOST, Key, Output, newly_lost, walk_at
 from habitat_vlnr1.weights import folder_fingerprint
 
 MEASURES = {
@@ -67,6 +68,23 @@ class _Running:
     @property
     def key(self) -> tuple[str, str]:
         return self.episode.scene_id, str(self.episode.episode_id)
+
+
+@dataclass
+class _Stretch:
+    """What an environment has done by itself since it was answered.
+
+    Args:
+        outputs: of its steps.
+        view: what is seen now: of the next episode, where the last step has ended one.
+        begun: that episode; None where none has ended, or none is left.
+        lost: episodes that were given up, and why.
+    """
+
+    outputs: list[Output]
+    view: Mapping[str, Any]
+    begun: _Running | None
+    lost: dict[Key, str]
 
 
 def _rounded(pose: Sequence[float]) -> list[float]:
@@ -177,7 +195,7 @@ class PolicyRun:
         return identity
 
     def run(self) -> Outcome:
-        """Walk what is left; all environments are awake afterwards."""
+        """Walk what is left."""
         left = sum(map(len, self.left))
         with tqdm(total=self.total, initial=self.total - left, desc=self.label, unit="episode") as self.bar:
             try:
@@ -186,70 +204,104 @@ class PolicyRun:
                 self.log.give_up(self.given_up)
             finally:
                 self.log.close()
-                self.envs.resume_all()
         keys = [self._line_key(key) for key in self.all_keys]
         return Outcome(self.name, self.split, self.protocol, self.log, keys, left)
 
     def _loop(self) -> None:
-        """Step the environments that do not wait for an answer; one that has finished its episodes is paused."""
-        observations, running = self._start()
+        """Answer one group of environments after the other; each takes part until it has no episode left."""
+        awake = [index for index, left in enumerate(self.left) if left]
+        self._running: dict[int, _Running] = {}
+        self._views: dict[int, Mapping[str, Any]] = {}
+        self._said: dict[int, tuple[Any, list[int]]] = {}  # what the policy said, and the actions of its last answer
         state = self._first_state(self.envs.num_envs)
-        observations, running = self._pause_finished(state, observations, running)
-        while self.envs.num_envs:
-            rows, batch = self._due(observations)
-            action_data, actions = self._act(batch, state, rows)
-            for index, action in zip(rows, actions, strict=True):
-                self.envs.async_step_at(index, action)
-            outputs = [self.envs.wait_step_at(index) for index in rows]
-            infos, dones = [info for *_, info in outputs], [done for _, _, done, _ in outputs]
-            said = self.policy.get_extra(action_data, infos, dones)
-            for number, (index, (observation, _, done, info)) in enumerate(zip(rows, outputs, strict=True)):
-                episode = running[index]
-                assert episode is not None  # `_pause_finished` leaves out environments without one
-                if LOST not in info:
-                    words = said[number] if said else {}
-                    self._follow(episode, observations[index], actions[number], info, words)
-                observations[index], state["masks"][index] = observation, not done
-                if done:
-                    running[index] = self._end(index, episode, info)
-            observations, running = self._pause_finished(state, observations, running)
+        needed = self._frames_needed()
+        with SideBySide[_Stretch](self._groups(awake)) as at_work:
+            try:
+                for index in awake:
+                    at_work.start(index, partial(self._enter, index))
+                while back := at_work.back():
+                    self._note(back, state)
+                    for index in [index for index in back if not self.left[index]][::-1]:
+                        self.policy.on_envs_pause([awake.index(index)])
+                        awake.remove(index)
+                    rows = [index for index in back if self.left[index]]
+                    for index, actions in zip(rows, self._answer(rows, state) if rows else (), strict=True):
+                        shown = self._shown(index, len(actions), needed)
+                        at_work.start(index, partial(self._carry_out, index, actions, shown))
+            except BaseException:
+                getattr(self.envs, "replace_none", lambda: None)()
+                raise
 
-    def _start(self) -> tuple[list[Any], list[_Running | None]]:
-        """The first views of the environments that have something to do, and their episodes."""
-        envs = self.envs
-        for index in reversed([index for index, left in enumerate(self.left) if not left]):
-            envs.pause_at(index)
-        self.left = [left for left in self.left if left]
-        for index, left in enumerate(self.left):
-            envs.call_at(index, "keep_episodes", {"keys": sorted(left)})
-        observations = envs.reset()
-        for index in range(envs.num_envs):
-            self._give_up(index)
-        return observations, [self._begin(index) if left else None for index, left in enumerate(self.left)]
+    def _groups(self, awake: Sequence[int]) -> list[list[int]]:
+        """Which environments are answered together. A policy that does not plan sees all: it may know them by their
+        places in the batch."""
+        if not hasattr(self.policy, "ahead"):
+            return [list(awake)]
+        usual = 1 if self.device.type == "cpu" else -(-len(awake) // 2)
+        return groups_of(awake, self.config.vlnr1.eval.together or usual)
 
-    def _end(self, index: int, episode: _Running, info: Mapping[str, Any]) -> _Running | None:
-        """Write down the episode that environment `index` was in; the one that it has begun since, if any."""
-        if LOST not in info:
-            self._finish(episode, self.left[index], info)
-        self._give_up(index)
-        return self._begin(index) if self.left[index] else None
+    def _frames_needed(self) -> set[int] | None:
+        """The steps of a walk whose frames the policy may look at; None: any."""
+        own = set(self.envs.observation_spaces[0].spaces)
+        if self.config.vlnr1.eval.render_all or own - {RGB, INSTRUCTION, CLOCK, EXPERT, PLAN}:
+            return None  # who knows what other sensors and policies make of an image
+        if not self.row.reads(RGB):
+            return set()
+        every = getattr(self.policy, "asks_every", None)
+        steps = self.config.habitat.environment.max_episode_steps
+        return None if every is None else looked_at(self.row.obs_transforms, range(0, steps + 1, every))
 
-    def _due(self, observations: Sequence[Mapping[str, np.ndarray]]) -> tuple[list[int], Any]:
-        """Which environments act now, and their batch: those with a plan, or all, when all wait for an answer."""
-        batch: Any = batch_obs(self.envs.post_step(observations), device=self.device)
-        ask = getattr(self.policy, "waiting", None)
-        waiting = ask(batch) if ask else [True] * len(observations)
-        if all(waiting):
-            return list(range(len(observations))), apply_obs_transforms_batch(batch, self.row.obs_transforms)
-        remember(batch, self.row.obs_transforms)
-        rows = [index for index, waits in enumerate(waiting) if not waits]
-        return rows, {key: value[rows] for key, value in batch.items()}
+    def _shown(self, index: int, count: int, needed: set[int] | None) -> list[bool]:
+        """Whether the camera is wanted after each of the next `count` actions of an environment."""
+        running = self._running[index]
+        if needed is None or running.replay is not None:
+            return [True] * count
+        done = len(running.actions)
+        return [step in needed for step in range(done + 1, done + count + 1)]
 
-    def _give_up(self, index: int) -> None:
-        """Leave out what an environment's simulator has died of. No line says so: the next start tries it again."""
-        for key, why in newly_lost(self.envs, index).items():
-            self.given_up.append(LeftOut(key[1], self._scene(key[0]), why))
-            self.left[index].discard(key)
+    # ------------------------------------------------------------------------------- in the thread of an environment
+    def _enter(self, index: int) -> _Stretch:
+        """Bring an environment to the first of its episodes."""
+        self.envs.call_at(index, "keep_episodes", {"keys": sorted(self.left[index])})
+        (view,) = self.envs.reset_at(index)
+        lost = newly_lost(self.envs, index)
+        return _Stretch([], view, self._begin(index) if self.left[index] - lost.keys() else None, lost)
+
+    def _carry_out(self, index: int, actions: list[int], shown: list[bool]) -> _Stretch:
+        """Let an environment act, and begin its next episode where that ends one."""
+        outputs = walk_at(self.envs, index, actions, shown)
+        lost, begun = newly_lost(self.envs, index), None
+        if outputs[-1][2] and self.left[index] - lost.keys() - {self._running[index].key}:
+            begun = self._begin(index)
+        return _Stretch(outputs, outputs[-1][0], begun, lost)
+
+    # ------------------------------------------------------------------------------------------- in the main thread
+    def _note(self, back: Mapping[int, _Stretch], state: dict[str, torch.Tensor]) -> None:
+        """Write down what a group of environments has done."""
+        if any(stretch.outputs for stretch in back.values()):
+            last = [stretch.outputs[-1] for stretch in back.values()]
+            data, _ = self._said[next(iter(back))]
+            said = self.policy.get_extra(data, [info for *_, info in last], [done for _, _, done, _ in last])
+            for number, (index, stretch) in enumerate(back.items()):
+                self._follow(index, stretch.outputs, said[number] if said else {})
+                state["masks"][index] = not stretch.outputs[-1][2]
+        for index, stretch in back.items():
+            for key, why in stretch.lost.items():  # no line says so: the next start tries it again
+                self.given_up.append(LeftOut(key[1], self._scene(key[0]), why))
+                self.left[index].discard(key)
+            self._views[index] = stretch.view
+            if stretch.begun is not None:
+                self._running[index] = stretch.begun
+
+    def _answer(self, rows: list[int], state: dict[str, torch.Tensor]) -> list[list[int]]:
+        """What these environments do next."""
+        batch: Any = batch_obs(self.envs.post_step([self._views[index] for index in rows]), device=self.device)
+        batch = apply_obs_transforms_batch(batch, self.row.obs_transforms)
+        data, actions = self._act(batch, state, rows)
+        ahead = self.policy.ahead(batch) if hasattr(self.policy, "ahead") else [[]] * len(rows)
+        plans = [[action, *more] for action, more in zip(actions, ahead, strict=True)]
+        self._said |= {index: (data, plan) for index, plan in zip(rows, plans, strict=True)}
+        return plans
 
     def _first_state(self, n: int) -> dict[str, torch.Tensor]:
         """What Habitat carries from step to step for recurrent policies, of shape [n, …]."""
@@ -310,19 +362,29 @@ class PolicyRun:
         topdown = partial(self.envs.call_at, index, "topdown_map")
         return self.recorder.begin(running.key, self._scene(episode.scene_id), topdown, facts)
 
-    def _follow(
-        self, running: _Running, observation: Mapping[str, Any], action: int, info: Mapping[str, Any], said: Mapping
-    ) -> None:
-        """Note one step: what was seen before it, what was done, and where that led."""
-        running.actions.append(action)
-        running.poses.append(_rounded(info[TRACE]))
+    def _follow(self, index: int, outputs: Sequence[Output], said: Mapping[str, Any]) -> None:
+        """Note the steps of an answer: what was seen before each, what was done and where that led; and an end.
+
+        Args:
+            said: what the policy told about the first of them.
+        """
+        if LOST in outputs[-1][3]:
+            return
+        running, view = self._running[index], self._views[index]
         running.invalid_answers += int(said.get(INVALID, 0))
-        if running.record is not None:
-            running.record.add(observation.get("rgb"), said.get(TEXT))
-        if running.replay is not None:
-            running.replay.frames.append(np.asarray(observation["rgb"][..., :3]))
-            before = running.replay.answers[-1] if running.replay.answers else ""
-            running.replay.answers.append(said.get(TEXT, before))
+        for number, (output, action) in enumerate(zip(outputs, self._said[index][1], strict=False)):
+            running.actions.append(action)
+            running.poses.append(_rounded(output[3][TRACE]))
+            if running.record is not None:  # of a frame that no question shows, there is none
+                running.record.add(view.get(RGB), None if number else said.get(TEXT))
+            if running.replay is not None:
+                running.replay.frames.append(np.asarray(view[RGB][..., :3]))
+                before = running.replay.answers[-1] if running.replay.answers else ""
+                running.replay.answers.append(before if number else said.get(TEXT, before))
+            view = output[0]
+        remember_walk([output[0] for output in outputs[:-1]], self.row.obs_transforms, self.device)
+        if outputs[-1][2]:
+            self._finish(running, self.left[index], outputs[-1][3])
 
     def _finish(self, running: _Running, left: set[tuple[str, str]], info: Mapping[str, Any]) -> None:
         """Write the episode down."""
@@ -356,20 +418,3 @@ class PolicyRun:
             replay = running.replay
             replay.actions, replay.poses, replay.metrics = running.actions, [*running.poses], line["metrics"]
             pictures.save(replay, self.log.folder / "videos", fps=self.config.habitat_baselines.video_fps)
-
-    def _pause_finished(
-        self, state: dict[str, torch.Tensor], observations: list[Any], running: list[_Running | None]
-    ) -> tuple[list[Any], list[_Running | None]]:
-        """Put to sleep the environments without episodes, and leave them out of everything."""
-        finished = [index for index, left in enumerate(self.left) if not left]
-        if not finished:
-            return observations, running
-        unused = torch.zeros(len(running), 1)  # Habitat's sum of rewards, which VLN has no use for
-        no_frames: Any = None  # Habitat takes this for no videos, too
-        _, state["hidden"], state["masks"], _, state["prev_actions"], _, _ = pause_envs(
-            finished, self.envs, state["hidden"], state["masks"], unused, state["prev_actions"], {}, no_frames
-        )
-        self.policy.on_envs_pause(finished)
-        self.left = [left for left in self.left if left]
-        keep = [index for index in range(len(running)) if index not in finished]
-        return [observations[index] for index in keep], [running[index] for index in keep]

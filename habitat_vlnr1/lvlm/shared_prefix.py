@@ -3,8 +3,9 @@
 The steps of an episode begin with the same instruction and the same first frame; the G answers of a GRPO group have
 the whole prompt in common. A batch can hold the common beginning of each group of rows once
 (`PromptEncoder.training_batch(groups=…)`), and of each row only its end. The beginnings go through the model first;
-their keys and values then stand before the rows that share them. Hidden states, losses and gradients are those of
-whole rows, up to rounding.
+their keys and values then stand before the rows that share them. Rows of very different lengths run one after another,
+each beside its like, instead of padded to the longest (not under ZeRO-3, where all processes must make the same
+passes). Hidden states, losses and gradients are those of whole rows, up to rounding.
 
 Examples:
     >>> share_prefixes(model)                                                               # doctest: +SKIP
@@ -18,6 +19,7 @@ import types
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from habitat_vlnr1.errors import VLNR1Error
@@ -57,7 +59,7 @@ def _forward_shared(
     assert prefix_attention_mask is not None and prefix_rows is not None
     if self.training and self.is_activation_checkpointing:
         raise VLNR1Error("shared prompts need keys and values, which gradient checkpointing drops: switch one off")
-    for name in ("use_cache", "past_key_values", "mm_token_type_ids"):
+    for name in ("use_cache", "past_key_values", "mm_token_type_ids", "mm_encoder_outputs"):
         kwargs.pop(name, None)
     images = encode_images(
         self, kwargs.pop("pixel_values"), kwargs.pop("image_grid_thw"), kwargs.pop("image_index", None)
@@ -74,10 +76,67 @@ def _forward_shared(
         use_cache=True,
         mm_encoder_outputs={"image": pick_features(images, list(range(in_prefix)))} if in_prefix else None,
     )
-    cache = beginning.past_key_values
-    cache.batch_select_indices(prefix_rows)
-    mask = torch.cat([prefix_attention_mask[prefix_rows], kwargs.pop("attention_mask")], dim=1)
-    rest = list(range(in_prefix, len(tokens)))
-    if rest:
-        kwargs["mm_encoder_outputs"] = {"image": pick_features(images, rest)}
-    return stock(*args, attention_mask=mask, past_key_values=cache, use_cache=True, **kwargs)
+    rows = {name: kwargs.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
+    rest = _images_of_rows(rows["input_ids"] == image_id, tokens, in_prefix)
+    lengths = rows["attention_mask"].sum(1)
+    alike = any(hasattr(parameter, "ds_id") for parameter in self.parameters())  # parted by ZeRO-3
+    hidden = []
+    for part in [list(range(len(lengths)))] if alike else parts_of(lengths):
+        longest = int(lengths[part].max())
+        shown = [image for row in part for image in rest[row]]
+        own = prefix_rows[part]
+        out = stock(
+            *args,
+            input_ids=rows["input_ids"][part, :longest],
+            attention_mask=torch.cat([prefix_attention_mask[own], rows["attention_mask"][part, :longest]], dim=1),
+            position_ids=rows["position_ids"][:, part, :longest],
+            past_key_values=_cache_of(beginning.past_key_values, own),
+            use_cache=True,
+            mm_encoder_outputs={"image": pick_features(images, shown)} if shown else None,
+            **kwargs,
+        )
+        padded = F.pad(out.last_hidden_state, (0, 0, 0, rows["input_ids"].shape[1] - longest))
+        hidden += zip(part, padded, strict=True)
+    out.last_hidden_state = torch.stack([states for _, states in sorted(hidden, key=lambda pair: pair[0])])
+    return out
+
+
+def parts_of(lengths: torch.Tensor) -> list[list[int]]:
+    """Rows that run together, the longest first: none is filled up by more than half of its own length.
+
+    Prompts of a walk grow with their histories, so that rows padded to the longest are a third padding.
+
+    Args:
+        lengths: of the rows in tokens [B].
+    """
+    sizes = lengths.tolist()
+    parts: list[list[int]] = []
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        if not parts or sizes[row] * 1.5 < sizes[parts[-1][0]]:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def _images_of_rows(places: torch.Tensor, tokens: list[int], first: int) -> list[list[int]]:
+    """The numbers of the images in each row.
+
+    Args:
+        places: where rows have tokens of images, bool [B, L].
+        tokens: of every image.
+        first: the first image that is not in a beginning.
+    """
+    rows: list[list[int]] = []
+    for count in places.sum(1).tolist():
+        rows.append([])
+        while count > 0:
+            rows[-1].append(first)
+            count -= tokens[first]
+            first += 1
+    return rows
+
+
+def _cache_of(beginnings: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+    """The keys and values of these rows' beginnings."""
+    layers: Any = beginnings.layers  # more than their annotations promise, where every layer is a plain one
+    return DynamicCache(ddp_cache_data=[(layer.keys[rows], layer.values[rows]) for layer in layers])

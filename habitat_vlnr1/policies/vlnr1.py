@@ -104,9 +104,18 @@ class VLNR1Policy(ScriptedPolicy):
             **self.decoder.identity,
         }
 
-    def waiting(self, observations: dict[str, Tensor]) -> list[bool]:
-        """For each environment whether it has no action planned, so that acting there asks the model."""
-        return [self._planned(*clock) is None for clock in observations[CLOCK].tolist()]
+    @property
+    def asks_every(self) -> int:
+        """Steps from one question to the next: what the memory shows at these is looked at, and nothing else."""
+        return self.execute_horizon
+
+    def ahead(self, observations: dict[str, Tensor]) -> list[list[int]]:
+        """For each environment the actions that are decided behind the one of `actions`, until the model is asked."""
+        plans = [(self._plans[rollout], step) for rollout, step in observations[CLOCK].tolist()]
+        return [
+            [int(action) for action in plan.actions[step - plan.step + 1 : self.execute_horizon]]
+            for plan, step in plans
+        ]
 
     def actions(self, observations: dict[str, Tensor]) -> list[int]:
         self._ask(observations)

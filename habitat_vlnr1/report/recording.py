@@ -117,23 +117,28 @@ class WalkRecord:
 
     def __init__(self, file: Path, quota: int, facts: dict[str, Any]):
         self.file, self.quota, self.facts = file, quota, facts
-        self._frames: list[bytes] = []
+        self._frames: dict[int, bytes] = {}
         self._answers: dict[int, str] = {}
         self._steps = 0
 
     def add(self, frame: np.ndarray | None, answer: str | None) -> None:
-        """The next step: what was seen, uint8 [H, W, 3 or 4], and what was answered, None where nobody was asked."""
+        """The next step.
+
+        Args:
+            frame: what was seen, uint8 [H, W, 3 or 4]; None where it was not rendered.
+            answer: None where nobody was asked.
+        """
         if answer is not None:
             self._answers[self._steps] = answer
         if frame is not None and self.quota:
-            self._frames.append(small_jpeg(np.asarray(frame)[..., :3]))
+            self._frames[self._steps] = small_jpeg(np.asarray(frame)[..., :3])
         self._steps += 1
 
     def write(self) -> None:
         """Write it down."""
-        whole = sum(map(len, self._frames)) * _BASE64
+        whole, steps = sum(map(len, self._frames.values())) * _BASE64, list(self._frames)
         fitting = len(self._frames) if whole <= self.quota else int(len(self._frames) * self.quota / whole)
-        frames = {step: text_of(self._frames[step]) for step in spread(len(self._frames), fitting) if fitting}
+        frames = {steps[i]: text_of(self._frames[steps[i]]) for i in spread(len(steps), fitting) if fitting}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         content = {**self.facts, "answers": self._answers, "frames": frames}
         write_atomically(self.file, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())

@@ -5,7 +5,8 @@ Chosen by `habitat.env_task: VLNR1GymEnv`. A VectorEnv reaches the methods with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import habitat
@@ -22,6 +23,32 @@ from habitat_vlnr1.observations import CLOCK
 from habitat_vlnr1.sim.episode_files import SAME, SAME_PLACE, GroundTruth, path_digest
 
 TRACE = "vlnr1_trace"
+
+
+RGB = "rgb"
+
+
+@contextmanager
+def nothing_rendered(sim: Any) -> Iterator[None]:
+    """Within, a step moves the agent and renders nothing: its images are those of the step before it.
+
+    Agents move and collide in Habitat's simulator without a look at images, so all else is as ever.
+    """
+    before = getattr(sim, "_prev_sim_obs", None)
+    if before is None or not hasattr(sim, "get_sensor_observations"):  # another simulator than Habitat's
+        yield
+        return
+
+    known = {name: image for name, image in before.items() if name != "collided"}  # which is the step's own
+
+    def images(agent_ids: Any = 0) -> Any:
+        return {agent: dict(known) for agent in agent_ids} if isinstance(agent_ids, list) else dict(known)
+
+    sim.get_sensor_observations = images
+    try:
+        yield
+    finally:
+        del sim.get_sensor_observations
 
 
 class _Silent:
@@ -47,6 +74,25 @@ class VLNR1GymEnv(GymHabitatEnv):
     def step(self, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
         observations, reward, done, info = super().step(action)
         return observations, reward, done, {**info, TRACE: self.pose()}
+
+    def walk(self, actions: Sequence[int], shown: Sequence[bool]) -> list[tuple[Any, float, bool, dict[str, Any]]]:
+        """What `step` returns for each of these actions, to the end of the episode at most.
+
+        Args:
+            shown: for each action whether the camera's view after it is wanted. Where it is not, nothing is rendered
+                and the view lacks `rgb`, but for the last step's.
+        """
+        outputs = []
+        for number, (action, wanted) in enumerate(zip(actions, shown, strict=True), start=1):
+            if wanted or number == len(actions):
+                outputs.append(self.step(action))
+            else:
+                with nothing_rendered(self._env.sim):
+                    view, *rest = self.step(action)
+                outputs.append(({key: value for key, value in view.items() if key != RGB}, *rest))
+            if outputs[-1][2]:
+                break
+        return outputs
 
     def pose(self) -> list[float]:
         """[x, y, z, heading]: metres, and radians as in `heading_of`."""

@@ -5,8 +5,12 @@ where the old one was: the same episode, the same actions, the same rollout id. 
 whoever steps the environments gets what an undisturbed run would have given, and need not know. An episode at which
 three workers have ended is given up: its step says `done` with `info[LOST]`, `newly_lost` names it. An exception in
 a worker is a mistake, not a crash: it ends the run in one line.
+
+`walk_at` lets an environment carry out several actions by itself; different environments may be called from different
+threads (`side_by_side.py`).
 """
 
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,6 +65,8 @@ MAX_DEATHS = 3
 """Workers that may end at one episode before it is given up."""
 START_TIMEOUT = 600.0
 """Seconds that a new worker has at least for its first answer: it imports, and loads a scene."""
+WALK = "walk"
+"""The method of an environment that carries out several actions."""
 SETTINGS = ("keep_episodes", "silence")
 """Calls that change an environment: a new worker gets them again."""
 Key = tuple[str, str]  # scene_id, episode_id
@@ -71,12 +77,32 @@ def newly_lost(envs: Any, index: int) -> dict[Key, str]:
     return envs.take_lost(index) if isinstance(envs, VLNVectorEnv) else {}
 
 
-def reset_these(envs: VectorEnv, indices: Sequence[int]) -> list[Any]:
-    """What each of these environments sees at the beginning of its next episode; they reset at the same time, where
-    `VectorEnv.reset_at` waits for one after the other."""
-    for index in indices:
-        envs._connection_write_fns[index]((RESET_COMMAND, None))
-    return [envs._connection_read_fns[index]() for index in indices]
+Output = tuple[Any, float, bool, dict[str, Any]]
+"""What a step returns: view, reward, done, info."""
+
+
+def walk_at(envs: VectorEnv, index: int, actions: Sequence[int], shown: Sequence[bool]) -> list[Output]:
+    """Let an environment carry out actions, to the end of its episode at most.
+
+    Args:
+        shown: for each action whether the camera's view after it is wanted. Where it is not, the view may lack `rgb`,
+            but for the last action's.
+
+    Returns: what each step returned; after an episode's end the view is the next one's first.
+    """
+    if isinstance(envs, VLNVectorEnv):
+        return envs.walk_at(index, actions, shown)
+    outputs: list[Output] = []
+    for action in actions:
+        envs.async_step_at(index, action)
+        outputs.append(envs.wait_step_at(index))
+        if outputs[-1][2]:
+            break
+    return outputs
+
+
+def _walks(command: tuple[str, Any]) -> bool:
+    return command[0] == CALL_COMMAND and command[1][0] == WALK
 
 
 @dataclass(frozen=True)
@@ -137,6 +163,7 @@ class VLNVectorEnv(VectorEnv):
         self._resets, self._timeout = auto_reset_done, answer_timeout
         self._states: list[_Worker] = []
         self._closing = False
+        self._replacing = threading.Lock()
         # Resets are commands of their own, so that it is known which episode a worker ended at.
         super().__init__(make_env_fn, env_fn_args, auto_reset_done=False, **kwargs)
 
@@ -185,15 +212,16 @@ class VLNVectorEnv(VectorEnv):
 
     def _replace(self, state: _Worker) -> None:
         """A fresh worker in the place of one that is lost."""
-        workers, number = self._workers, self._num_envs
-        self._num_envs = 1
-        try:
-            (read,), _ = super()._spawn_workers([state.arguments], self._make, self._mask)
-            (process,) = self._workers
-        finally:
-            self._workers, self._num_envs = workers, number
-        if state.process in workers:
-            workers[workers.index(state.process)] = process
+        with self._replacing:
+            workers, number = self._workers, self._num_envs
+            self._num_envs = 1
+            try:
+                (read,), _ = super()._spawn_workers([state.arguments], self._make, self._mask)
+                (process,) = self._workers
+            finally:
+                self._workers, self._num_envs = workers, number
+            if state.process in workers:
+                workers[workers.index(state.process)] = process
         state.connection.close()
         receive: Any = read.read_fn
         state.connection, state.process, state.fresh = receive.__self__, process, True
@@ -210,7 +238,8 @@ class VLNVectorEnv(VectorEnv):
                 state.place = state.place if name == "silence" else None
             if command[0] == RESET_COMMAND:
                 self._draw(state, rank)
-            if command[0] not in (RESET_COMMAND, STEP_COMMAND) or not (state.gone or state.episode in state.lost):
+            acts = command[0] in (RESET_COMMAND, STEP_COMMAND) or _walks(command)
+            if not acts or not (state.gone or state.episode in state.lost):
                 self._send(state, command)
 
         return write
@@ -223,8 +252,10 @@ class VLNVectorEnv(VectorEnv):
             if command == RESET_COMMAND:
                 return self._first_view(state, rank)
             if command == STEP_COMMAND:
-                return self._step_result(state, rank, data)
-            return self._with_help(state, rank, (command, data))
+                return self._outputs(state, rank, state.sent, [data])[0]
+            if _walks(state.sent):
+                return self._outputs(state, rank, state.sent, data[1]["actions"])
+            return self._with_help(state, rank, state.sent)
 
         return read
 
@@ -309,23 +340,29 @@ class VLNVectorEnv(VectorEnv):
             self._send(state, (RESET_COMMAND, None))
         return self._first_view(state, rank)
 
-    def _step_result(self, state: _Worker, rank: int, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
+    def _outputs(self, state: _Worker, rank: int, command: tuple[str, Any], actions: Sequence[Any]) -> list[Output]:
+        """What the steps of a command return that takes these actions."""
         while not (state.gone or state.episode in state.lost):
             try:
-                view, reward, done, info = self._receive(state, rank)
+                result = self._receive(state, rank)
             except WorkerLost as lost:
                 self._recover(state, rank, lost)
                 if state.episode not in state.lost:
-                    self._send(state, (STEP_COMMAND, action))
+                    self._send(state, command)
                 continue
-            state.actions.append(action)
-            state.info = info
+            outputs = list(result) if _walks(command) else [result]
+            state.actions += actions[: len(outputs)]
+            _, reward, done, state.info = outputs[-1]
             if done and self._resets:
-                view = self._next_view(state, rank)
-            return view, reward, done, info
+                outputs[-1] = self._next_view(state, rank), reward, done, state.info
+            return outputs
         why = state.lost[state.episode] if state.episode else "no episode is left"
         info = {**state.info, LOST: why}
-        return self._next_view(state, rank), 0.0, True, info
+        return [(self._next_view(state, rank), 0.0, True, info)]
+
+    def walk_at(self, index: int, actions: Sequence[int], shown: Sequence[bool]) -> list[Output]:
+        """See the function of this name."""
+        return self.call_at(index, WALK, {"actions": list(actions), "shown": list(shown)})
 
     def take_lost(self, index: int) -> dict[Key, str]:
         """See `newly_lost`."""
@@ -370,6 +407,10 @@ class VLNVectorEnv(VectorEnv):
             state.lost[key] = f"the simulator ended {times} times on it; the last time: {lost}"
             state.begun = False
             logger.warning(f"environment {rank}: episode {key[1]} of {key[0]} is given up: {state.lost[key]}")
+
+    def replace_none(self) -> None:
+        """From now on the death of a worker ends the run: it is being ended anyway."""
+        self._closing = True
 
     def close(self) -> None:
         """Ends the workers, those that already failed included."""

@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,14 +29,14 @@ from habitat_baselines.utils.common import batch_obs
 from habitat_vlnr1.actions import Action
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
-from habitat_vlnr1.obs_transform import remember
+from habitat_vlnr1.obs_transform import looked_at, remember_walk
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
 from habitat_vlnr1.sim.episode_files import SAME
-from habitat_vlnr1.sim.vector_env import newly_lost, reset_these
+from habitat_vlnr1.sim.side_by_side import SideBySide, groups_of
+from habitat_vlnr1.sim.vector_env import Key, Output, newly_lost, walk_at
 from habitat_vlnr1.trainers.grpo import GroupTrainer
 
-Key = tuple[str, str]  # scene_id, episode_id
 MEASURES = ("success", "spl", "ndtw", "distance_to_goal")
 
 
@@ -53,12 +54,14 @@ class Walk:
 
     Attributes:
         answers: given so far.
+        steps: taken so far.
     """
 
     key: Key
     seed: tuple[int, ...]
     keep: int
     answers: int = 0
+    steps: int = 0
     measures: dict[str, float] = field(default_factory=dict)
     plan: deque[int] = field(default_factory=deque)
 
@@ -81,24 +84,36 @@ class Walk:
         return [self._kept[i] for i in self._chance.choice(self.answers, self.keep)]
 
 
+@dataclass
+class _Stretch:
+    """What an environment has done by itself: the outputs of its steps, what is seen now, and which episodes teach
+    nothing, and why."""
+
+    outputs: list[Output]
+    view: Any
+    left_out: dict[Key, str]
+
+
 class Walkers:
     """Walks episodes in a VectorEnv with what a decoder answers.
 
-    Each environment goes on to the end of its plan, and the model is asked when all of them wait for it: one batch
-    then answers for all.
+    Each environment carries out its plan by itself. The model is asked when one half of them waits for it, and
+    answers it in one batch while the other half goes on.
 
     Args:
         envs: its environments have all episodes, the method `keep_episodes` and the measures of `MEASURES`, and begin
             no episode by themselves (`share_episodes` of the factory).
         transforms: observation transforms, the memory among them.
         execute_horizon: actions of an answer that are executed before the next question.
+        max_steps: of a walk. Frames that no question within them shows are not rendered.
 
     Attributes:
         left_out: episodes that nobody can walk, and why.
     """
 
-    def __init__(self, envs: Any, transforms: Sequence[Any], execute_horizon: int):
+    def __init__(self, envs: Any, transforms: Sequence[Any], execute_horizon: int, max_steps: int):
         self.envs = envs
+        self.looked_at = looked_at(transforms, range(0, max_steps + 1, execute_horizon))
         self.transforms = transforms
         self.execute_horizon = execute_horizon
         self.left_out: dict[Key, str] = {}
@@ -109,43 +124,55 @@ class Walkers:
     def walk(self, walks: Sequence[Walk], decoder: ActionDecoder) -> None:
         """Walk all of them to their ends."""
         queues = deal(sorted(walks, key=lambda walk: walk.key), self.envs.num_envs)
-        seen = self._begin({index: queue[0] for index, queue in queues.items()})
-        while queues:
-            rows = list(queues)
-            batch: Any = batch_obs([seen[index] for index in rows])
-            if any(queue[0].plan for queue in queues.values()):
-                remember(batch, self.transforms)  # the memory must see every step
-            else:
-                batch = apply_obs_transforms_batch(batch, self.transforms)
-                self._answer([queues[index][0] for index in rows], batch, decoder)
-            moving = [index for index in rows if queues[index][0].plan]
-            for index in moving:
-                self.envs.async_step_at(index, queues[index][0].plan.popleft())
-            begun: dict[int, Walk] = {}
-            for index in moving:
-                seen[index], _, done, info = self.envs.wait_step_at(index)
-                if done:
-                    finished = queues[index].popleft()
-                    self.left_out |= newly_lost(self.envs, index)
-                    self._measure(finished, info)
-                    if queues[index]:
-                        begun[index] = queues[index][0]
-                    else:
-                        del queues[index]
-            seen |= self._begin(begun)
+        rows = list(queues)
+        with SideBySide[_Stretch](groups_of(rows, -(-len(rows) // 2))) as at_work:
+            for index in rows:
+                at_work.start(index, partial(self._begin, index, queues[index][0].key))
+            while back := at_work.back():
+                for index, stretch in back.items():
+                    self._note(queues[index], stretch)
+                waiting = [index for index in back if queues[index]]
+                if waiting:
+                    batch: Any = batch_obs([back[index].view for index in waiting])
+                    batch = apply_obs_transforms_batch(batch, self.transforms)
+                    self._answer([queues[index][0] for index in waiting], batch, decoder)
+                for index in waiting:
+                    queue = queues[index]
+                    after = queue[1].key if len(queue) > 1 else None
+                    at_work.start(index, partial(self._carry_out, index, queue[0], after))
 
-    def _begin(self, walks: dict[int, Walk]) -> dict[int, Any]:
-        """Start a walk in each of these environments, side by side; returns what they see."""
-        for index, walk in walks.items():
-            self.envs.call_at(index, "keep_episodes", {"keys": [walk.key]})
-        seen = dict(zip(walks, reset_these(self.envs, list(walks)), strict=True))
-        for index, walk in walks.items():
-            self.left_out |= newly_lost(self.envs, index)
-            why = None if walk.key in self.left_out else self.envs.call_at(index, "why_unusable")
-            if why:
-                logger.warning(f"episode {walk.key[1]} of {walk.key[0]} teaches nothing: {why}")
-                self.left_out[walk.key] = why
-        return seen
+    def _note(self, queue: deque[Walk], stretch: _Stretch) -> None:
+        """What an environment has done by itself; a walk that has ended leaves its queue."""
+        self.left_out |= stretch.left_out
+        remember_walk([view for view, *_ in stretch.outputs[:-1]], self.transforms)
+        if queue and stretch.outputs:
+            queue[0].steps += len(stretch.outputs)
+            if stretch.outputs[-1][2]:
+                self._measure(queue.popleft(), stretch.outputs[-1][3])
+
+    # ------------------------------------------------------------------------------- in the thread of an environment
+    def _begin(self, index: int, key: Key) -> _Stretch:
+        """Start an environment's next walk."""
+        self.envs.call_at(index, "keep_episodes", {"keys": [key]})
+        (view,) = self.envs.reset_at(index)
+        left_out = newly_lost(self.envs, index)
+        why = None if key in left_out else self.envs.call_at(index, "why_unusable")
+        if why:
+            logger.warning(f"episode {key[1]} of {key[0]} teaches nothing: {why}")
+            left_out[key] = why
+        return _Stretch([], view, left_out)
+
+    def _carry_out(self, index: int, walk: Walk, after: Key | None) -> _Stretch:
+        """Carry out what was answered; where that ends the walk, start the next one, if there is one."""
+        actions = list(walk.plan)
+        walk.plan.clear()
+        shown = [self.looked_at is None or walk.steps + number + 1 in self.looked_at for number in range(len(actions))]
+        outputs = walk_at(self.envs, index, actions, shown)
+        lost = newly_lost(self.envs, index)
+        if not outputs[-1][2] or after is None:
+            return _Stretch(outputs, outputs[-1][0], lost)
+        begun = self._begin(index, after)
+        return _Stretch(outputs, begun.view, lost | begun.left_out)
 
     def _measure(self, walk: Walk, info: dict[str, Any]) -> None:
         """What a walk has come to. Where nobody can walk (distances are infinite), every walk of the group comes to

@@ -97,5 +97,6 @@ class RFTTrainer(VLNR1Trainer):
         rows = rows_for_walks(open_dataset(config.habitat).episodes, online.episodes, config.habitat.seed)
         self._init_envs(config, is_eval=False)
         transforms = get_active_obs_transforms(config)
-        walkers = Walkers(self.envs, transforms, config.vlnr1.decoding.execute_horizon)
+        max_steps = config.habitat.environment.max_episode_steps
+        walkers = Walkers(self.envs, transforms, config.vlnr1.decoding.execute_horizon, max_steps)
         return Online(rows, walkers)

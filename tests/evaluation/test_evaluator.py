@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,8 +114,8 @@ class Envs:
     def call_at(self, index, name, arguments=None):
         return getattr(self.awake[index], name)(**(arguments or {}))
 
-    def reset(self):
-        return [worker.reset() for worker in self.awake]
+    def reset_at(self, index):
+        return [self.awake[index].reset()]
 
     def async_step_at(self, index, action):
         self.sent[index] = action
@@ -144,6 +145,7 @@ def make_config(folder, policies, **changes):
             "seed": 1,
             "dataset": {"type": "VLN-CE-v1", "data_path": f"{folder}/{{split}}.json.gz", "scenes_dir": "scenes/"},
             "task": {"lab_sensors": {}},
+            "environment": {"max_episode_steps": 8},
         },
         "habitat_baselines": {
             "test_episode_count": -1,
@@ -156,8 +158,14 @@ def make_config(folder, policies, **changes):
             "task": {"name": "corridors"},
             "protocol": {"name": "toy", "forward_step": 0.25, "turn_angle": 30, "success_distance": 0.5},
             "eval": {
-                **{"policies": policies, "forward_steps": 3, "videos": 0, "report_mb": 1},
-                **{"shard": None, "num_shards": None},
+                "policies": policies,
+                "forward_steps": 3,
+                "videos": 0,
+                "report_mb": 1,
+                "together": None,
+                "render_all": False,
+                "shard": None,
+                "num_shards": None,
             },
             "memory": {"strategy": "uniform"},
             "results_dir": str(folder),
@@ -335,39 +343,66 @@ def test_chosen_episodes_do_not_depend_on_the_environments():
 
 
 class Planner(OraclePolicy):
-    """An oracle that is asked for three actions at once; its plans may only be read, not made, between questions."""
+    """An oracle that is asked at every third step, and says what it does until the next one."""
+
+    asks_every = 3
 
     def __init__(self):
         super().__init__(SPACE, FOUR)
-        self.plans, self.asked = {}, []
-
-    def _left(self, rollout, step):
-        made, actions = self.plans.get(rollout, (0, []))
-        return actions[step - made :]
-
-    def waiting(self, observations):
-        return [not self._left(*clock) for clock in observations["vlnr1_clock"].tolist()]
+        self.asked, self.seen = [], []
 
     def actions(self, observations):
-        clocks = observations["vlnr1_clock"].tolist()
-        new = [row for row, waits in enumerate(self.waiting(observations)) if waits]
-        self.asked += [len(new)] if new else []
-        for row in new:
-            rollout, step = clocks[row]
-            self.plans[rollout] = step, [int(observations["vlnr1_expert"][row, 0]), 1, 1]
-        return [self._left(*clock)[0] for clock in clocks]
+        assert (observations["vlnr1_clock"][:, 1] % 3 == 0).all()
+        self.asked.append(len(observations["rgb"]))
+        return super().actions(observations)
+
+    def ahead(self, observations):
+        return [[1, 1] for _ in observations["rgb"]]
 
 
-def test_environments_wait_to_be_answered_together(tmp_path):
-    """Goals two steps apart, so plans end at different times; a plan overshoots, and its episode ends by the limit."""
-    goals = [{("a", n): 3 * n for n in range(1, 4)}, {("b", n): 4 for n in range(3)}, {("c", n): 6 for n in range(3)}]
-    together = Planner()
-    evaluate(make_config(tmp_path / "3", {"model": "Model"}), Envs(*map(Corridor, goals)), together)
-    for number, alone in enumerate(goals):
-        evaluate(make_config(tmp_path / f"alone{number}", {"model": "Model"}), Envs(Corridor(alone)), Planner())
-    walks = [line["actions"] for number in range(3) for line in lines(tmp_path / f"alone{number}", "model")]
-    assert sorted(walks) == sorted(line["actions"] for line in lines(tmp_path / "3", "model"))
-    assert sum(together.asked) / len(together.asked) > 2.5
+GOALS = [{("a", n): 3 * n for n in range(1, 4)}, {("b", n): 4 for n in range(3)}, {("c", n): 6 for n in range(3)}]
+"""Goals at different distances, so walks end at different times; a plan overshoots, and the limit ends its episode."""
+
+
+@pytest.mark.parametrize("together, most", [(None, 1), (1, 1), (2, 2), (3, 3), (9, 3)])
+def test_a_group_of_environments_is_answered_when_all_of_it_waits(tmp_path, together, most):
+    walks = []
+    for number, goals in enumerate(GOALS):
+        alone = OraclePolicy(SPACE, FOUR)
+        alone.actions = lambda observations: [
+            int(expert) if step % 3 == 0 else 1
+            for (_, step), expert in zip(observations["vlnr1_clock"], observations["vlnr1_expert"][:, 0], strict=True)
+        ]
+        evaluate(make_config(tmp_path / str(number), {"model": "Model"}), Envs(Corridor(goals)), alone)
+        walks += lines(tmp_path / str(number), "model")
+    planner = Planner()
+    config = make_config(tmp_path / "all", {"model": "Model"}, **{"vlnr1.eval.together": together or "null"})
+    evaluate(config, Envs(*map(Corridor, GOALS)), planner)
+    assert max(planner.asked) == most and sum(planner.asked) == sum(-(-line["steps"] // 3) for line in walks)
+    together, apart = (
+        sorted(str({key: value for key, value in line.items() if key != "seconds"}) for line in some)
+        for some in (walks, lines(tmp_path / "all", "model"))
+    )
+    assert together == apart
+
+
+def test_environments_go_on_while_others_are_answered(tmp_path):
+    """Environment 1 cannot step before environment 0 was answered three times: who waits for all waits for ever."""
+    third = threading.Event()
+
+    class Slow(Corridor):
+        def step(self, action):
+            assert third.wait(60)
+            return super().step(action)
+
+    class Counting(Planner):
+        def actions(self, observations):
+            if len(self.asked) == 3:
+                third.set()
+            return super().actions(observations)
+
+    evaluate(make_config(tmp_path, {"model": "Model"}), Envs(Corridor(GOALS[0]), Slow(GOALS[1])), Counting())
+    assert len(lines(tmp_path, "model")) == 6
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -7,7 +7,7 @@ import torch
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder, SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.query import common_beginning
-from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.lvlm.shared_prefix import parts_of, share_prefixes
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.prompt import get_template
@@ -66,6 +66,11 @@ def test_loss_and_gradients_are_those_of_whole_rows(made, template, memory):
     torch.testing.assert_close(model(**batch).loss.detach(), whole, atol=1e-6, rtol=1e-5)
     assert (batch["labels"] != IGNORED).sum() == sum(map(len, answers))
     assert batch["input_ids"].shape[1] < max(len(q.ids) for q in queries) + len(answers[0])
+
+
+def test_rows_run_beside_their_like():
+    assert parts_of(torch.tensor([10, 31, 20, 30, 9, 21])) == [[1, 3, 5], [2], [0, 4]]
+    assert parts_of(torch.tensor([7, 7, 7])) == [[0, 1, 2]]
 
 
 def test_answers_of_one_prompt_share_all_but_its_last_token(made):

@@ -9,7 +9,7 @@ from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.sim import env_factory
 from habitat_vlnr1.sim.env_factory import VLNVectorEnvFactory
-from habitat_vlnr1.sim.vector_env import LOST, make_env, newly_lost
+from habitat_vlnr1.sim.vector_env import LOST, make_env, newly_lost, walk_at
 from tests.paths import SIM_CONFIGS
 
 houses = pytest.importorskip("habitat_embedded_sim.houses")
@@ -100,6 +100,32 @@ def test_killed_and_hung_workers_change_nothing(envs):
     walked, lost = walk_all(made, hang)
     assert_equal(walked, undisturbed)
     assert not lost and made._workers[0].pid != first
+
+
+def test_plans_carried_out_by_a_worker_are_single_steps_also_when_it_is_killed(envs):
+    """Where no view is wanted nothing is rendered; views that are, rewards, places and measures are the same."""
+
+    def walk(made, size, kill=False):
+        seen = []
+        made.reset()
+        for number in range(2):
+            truth = made.call_at(0, "recorded").actions
+            for start in range(0, len(truth), size):
+                actions = [int(action) for action in truth[start : start + size]]
+                shown = [(start + place) % 2 == 0 for place in range(len(actions))]
+                if kill and (number, start) == (1, size):
+                    os.kill(made._workers[0].pid, signal.SIGKILL)
+                seen += zip(walk_at(made, 0, actions, shown), shown, strict=True)
+        return seen
+
+    one = "habitat_baselines.num_environments=1"
+    single, plans, killed = walk(envs(one), 1), walk(envs(one), 4), walk(envs(one), 4, kill=True)
+    assert sum("rgb" not in output[0] for output, _ in plans) > 3
+    for several in (plans, killed):
+        assert len(several) == len(single)
+        for ((view, *rest), shown), ((wanted, *wanted_rest), _) in zip(several, single, strict=True):
+            assert rest == wanted_rest and view["vlnr1_clock"][1] == wanted["vlnr1_clock"][1]
+            assert (view["rgb"] == wanted["rgb"]).all() if "rgb" in view else not shown
 
 
 @pytest.mark.parametrize("at_reset", [False, True])

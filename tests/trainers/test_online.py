@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from gym import spaces
 
-from habitat_vlnr1.sim.vector_env import reset_these
 from habitat_vlnr1.trainers.online import Walk, Walkers
 from habitat_vlnr1.trainers.rft_fit import rows_for_walks
 
@@ -24,13 +23,8 @@ class Envs:
             self.key = arguments["keys"][0]
         return "no way from start to goal" if name == "why_unusable" and self.key[1] == "2" else None
 
-    @property
-    def _connection_write_fns(self):
-        return [lambda command: None]
-
-    @property
-    def _connection_read_fns(self):
-        return [lambda: {"rgb": np.zeros((2, 2, 3), np.uint8)}]
+    def reset_at(self, index):
+        return [{"rgb": np.zeros((2, 2, 3), np.uint8)}]
 
     def async_step_at(self, index, action):
         assert action == 0
@@ -43,7 +37,7 @@ class Envs:
 
 
 def test_an_unusable_episode_gives_no_walk_an_advantage(monkeypatch):
-    walkers = Walkers(Envs(), [], execute_horizon=6)
+    walkers = Walkers(Envs(), [], execute_horizon=6, max_steps=60)
     monkeypatch.setattr(walkers, "_answer", lambda walks, batch, decoder: [walk.plan.append(0) for walk in walks])
     walks = [Walk(("a", name), (seed,), 2) for name in "12" for seed in range(2)]
     walkers.walk(walks, decoder=None)
@@ -78,14 +72,3 @@ def test_episodes_without_a_distance_to_divide_by_are_left_out_by_id(capsys):
     assert "3 episodes are left out: they have no positive info.geodesic_distance: 2, 3, 4" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"no episode has info\.geodesic_distance"):
         rows_for_walks(odd, -1, seed=0)
-
-
-def test_environments_start_their_scenes_side_by_side():
-    """All are told to reset before the first is waited for."""
-    done = []
-    envs = SimpleNamespace(
-        _connection_write_fns=[lambda command, n=n: done.append((command[0], n)) for n in range(3)],
-        _connection_read_fns=[lambda n=n: done.append(("seen", n)) or f"view {n}" for n in range(3)],
-    )
-    assert reset_these(envs, [0, 2]) == ["view 0", "view 2"]
-    assert done == [("reset", 0), ("reset", 2), ("seen", 0), ("seen", 2)]
