@@ -90,7 +90,8 @@ class Question:
         extra = row.get("extra_answers")
         if extra is not None and not isinstance(extra, list):
             raise RecordError(f"extra_answers is {printable(extra)!r}: it must be a list")
-        given = [row["answer"], *(extra or ())]
+        # OpenEQA's file has extra answers that are empty; they accept nothing.
+        given = [row["answer"], *(text for text in extra or () if text != "")]
         answers = tuple(given) if not all(isinstance(text, str) for text in given) else tuple(dict.fromkeys(given))
         return cls(row["question_id"], row["question"], answers, row["category"], row[history], row.get("step"))
 
