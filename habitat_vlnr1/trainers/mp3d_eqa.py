@@ -28,8 +28,8 @@ from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.sim.env_factory import make_scenes
 from habitat_vlnr1.trainers.base import LEFT_OUT_STATUS, on_own_gpu, register_trainer, use_cores
 
-NO_ANSWER = -1
-"""Number of an answer that is none of the data set's."""
+NO_ANSWER = 0
+"""Number of an answer that is none of the data set's: Habitat's vocabularies begin with an unknown word."""
 
 
 @dataclass
@@ -167,13 +167,12 @@ class Walk:
 
 
 def answer_number(text: str, answers: Sequence[str]) -> int:
-    """Which of a data set's answers is meant: the one of the same words, else the one with the best F1; `NO_ANSWER`
-    where none has a word in common."""
+    """Which of a data set's answers (of which the first is the unknown word) is meant: the one of the same words, else
+    the one with the best F1; `NO_ANSWER` where none has a word in common."""
     for number, answer in enumerate(answers):
         if normalised_match(text, [answer]):
             return number
-    marks = [token_f1(text, [answer]) for answer in answers]
-    return int(np.argmax(marks)) if max(marks, default=0.0) > 0 else NO_ANSWER
+    return int(np.argmax([token_f1(text, [answer]) for answer in answers]))  # of zeros the first: NO_ANSWER
 
 
 def walks(config: DictConfig, answers: Answers) -> Iterator[Walk]:

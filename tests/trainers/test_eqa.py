@@ -22,11 +22,11 @@ from tests.paths import CONFIGS
 from tests.tiny_run import jpeg
 from tests.trainers.small_runs import COMMON, RFT, SFT, furnish, inside
 
-SMALL = [
-    *COMMON,
-    "vlnr1.model.path=base",
-    "vlnr1.data.question_memories={current: {strategy: current}, uniform_2: {strategy: uniform, budget: 2}}",
-    "vlnr1.memory.budget=2",
+SMALL = [*COMMON, "vlnr1.model.path=base", "vlnr1.memory.budget=2"]
+MEMORIES = [
+    "~vlnr1.data.question_memories.long_short",
+    "~vlnr1.data.question_memories.uniform_16",
+    "+vlnr1.data.question_memories.uniform_2={strategy: uniform, budget: 2}",
 ]
 ROWS = ["majority", "wording", "blind", "current", "uniform_2"]
 
@@ -44,7 +44,7 @@ def home(tmp_path_factory):
     return home
 
 
-def settings(*overrides, name="vlnr1_eqa.yaml", options=SFT):
+def settings(*overrides, name="vlnr1_eqa.yaml", options=(*MEMORIES, *SFT)):
     return get_config(name, [*SMALL, "vlnr1.run_dir=run", *options, *overrides], CONFIGS)
 
 
@@ -115,6 +115,7 @@ def test_answers_are_rewarded(home, monkeypatch):
         config = settings(
             "vlnr1.data.rft_questions={embedded: 3}", "vlnr1.rft.held_out.records=2", "vlnr1.rft.start=base",
             "vlnr1.rft.eval_strategy=no", "vlnr1.rft.eval_on_start=false", "vlnr1.task.questions=null",
+            "vlnr1.rft.logging_steps=1",
             name="vlnr1_eqa_rft.yaml", options=options,
         )  # fmt: skip
         trainer = RFTTrainer.__new__(RFTTrainer)
@@ -134,7 +135,7 @@ def test_image_text_data_is_mixed_in(home, monkeypatch):
         (home / "a.jpg").write_bytes(jpeg(1))
         turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A bed."}]
         (home / "more.json").write_text(json.dumps([{"image": "a.jpg", "conversations": turns}]))
-        config = settings("vlnr1.data.questions={}", "vlnr1.data.image_text={more.json: 3}")
+        config = settings("~vlnr1.data.questions.embedded", "+vlnr1.data.image_text={more.json: 3}")
         records = open_records(config, [("embedded", "train")])
         mixture = mixed(config, records, open_more(config))
         assert mixture[len(records)].answer == "A bed."
@@ -144,7 +145,7 @@ def test_image_text_data_is_mixed_in(home, monkeypatch):
 def test_questions_that_are_not_there_are_named(home, monkeypatch):
     with inside(home, monkeypatch):
         (home / "data/vln_ego/bare").mkdir(exist_ok=True)
-        config = settings("vlnr1.data.questions={bare: 1}")
+        config = settings("+vlnr1.data.questions.bare=1")
         with pytest.raises(RecordError, match="data/vln_ego/bare/train"):
             open_more(config)
 
@@ -157,7 +158,7 @@ def test_a_checkpoint_that_is_not_there_names_the_command(home, monkeypatch):
 
 
 def test_an_answer_in_words_becomes_one_of_the_data_set():
-    answers = ["red", "red room", "wood"]
-    assert answer_number("Red.", answers) == 0
-    assert answer_number("in the red room", answers) == 1
+    answers = ["<unk>", "red", "red room", "wood"]
+    assert answer_number("Red.", answers) == 1
+    assert answer_number("in the red room", answers) == 2
     assert answer_number("a shelf", answers) == NO_ANSWER

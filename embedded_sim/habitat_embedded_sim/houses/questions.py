@@ -39,6 +39,7 @@ FUNCTIONS = {
 """What somebody can do with which kinds of furniture."""
 _LOOSE = 1.25  # an answer may be so much more frequent than the mean of its kind of question's answers
 _MANIFEST = "manifest.json"
+_UNKNOWN = "<unk>"
 _SIDES = ("left", "ahead", "right")
 
 
@@ -237,8 +238,8 @@ def eqa_file(asked: list[tuple[dict, dict, Question]], turn_angle: float) -> dic
     """Questions about (episode, ground truth)s in the form of Habitat's MP3D-EQA."""
     words = sorted({word for *_, question in asked for word in words_of(question.text)})
     answers = sorted({question.answers[0] for *_, question in asked})
-    word_ids = {word: k for k, word in enumerate(["<unk>", *words])}
-    answer_ids = {answer: k for k, answer in enumerate(answers)}
+    # Habitat puts this word first where a vocabulary lacks it.
+    word_ids, answer_ids = ({word: k for k, word in enumerate([_UNKNOWN, *own])} for own in (words, answers))
     count: Counter[str] = Counter()
     episodes = []
     for episode, gt, question in asked:
