@@ -97,7 +97,7 @@ class Question:
 
     def to_json(self) -> dict[str, Any]:
         """The line's content; the inverse of `from_json`."""
-        row = {
+        row: dict[str, Any] = {
             "question_id": self.question_id,
             "episode_id": self.history,
             "question": self.question,

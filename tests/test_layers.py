@@ -10,7 +10,8 @@ from tests.paths import ROOT
 
 FLOORS = (
     ("errors", "lookup", "actions", "memory", "prompt", "rewards", "qa_metrics"),
-    ("files", "frame_files", "lock", "records", "questions", "episode_writer", "frame_store", "observations", "weights"),
+    ("files", "frame_files", "lock", "records", "questions", "episode_writer", "frame_store", "observations",
+     "weights"),
     ("results", "episode_log", "lvlm"),
     ("config", "optimisation", "settings", "obs_transform"),
     ("sim",),
