@@ -39,8 +39,10 @@ class EQATrainer(SFTTrainer):
         check_rows(self.config.vlnr1.eqa.rows, question_memories(self.config))
 
     def train(self) -> None:
+        from habitat_vlnr1.lvlm import checkpoint
+
         start = self.config.vlnr1.model.path
-        if start is not None and str(start).startswith("data/") and not Path(start).exists():
+        if start is not None and not checkpoint.is_checkpoint(checkpoint.resolve(start)):
             raise MissingFileError(
                 f"no checkpoint in {start}: run `python -m habitat_baselines.run --config-name=vlnr1_sft` first, name "
                 "one with vlnr1.model.path=<folder or hub id>, or take vlnr1.model.path=null for a new model"

@@ -69,11 +69,14 @@ def export_if_missing(trainer: VLNR1Trainer, config: DictConfig, split: str) -> 
 
 def add_questions(config: DictConfig, split: str) -> None:
     """Put the task's questions (`vlnr1.task.questions`) beside the exported walks of a split, unless they are there.
+    Where the task has none, a `questions.jsonl` of one's own stays.
 
     Raises:
         RecordError: the task has none, none is about these walks, or the folder has others.
     """
     root, options = export_folder(config, split), OmegaConf.select(config, "vlnr1.task.questions")
+    if options is None and (root / FILE).is_file():
+        return
     if options is None:
         raise RecordError(f"task {config.vlnr1.task.name} has no questions (vlnr1.task.questions is null)")
     make_parts(options.make)
