@@ -2,7 +2,7 @@
 
 `vlnr1_eqa` trains as `vlnr1_sft` does, with questions about the exported walks mixed in (`vlnr1.data.questions`), and
 then answers the questions of `habitat_baselines.eval.split` in every row of `vlnr1.eqa.rows`; with
-`vlnr1.eqa.navigate=true` the same checkpoint walks, too. With `vlnr1.eqa.open_eqa` it answers OpenEQA's questions
+`vlnr1.eqa.navigate=true` the same checkpoint walks, too. With `vlnr1.eqa.open_eqa.file` it answers OpenEQA's questions
 instead. Whatever is interrupted goes on where it stopped.
 """
 
@@ -52,7 +52,7 @@ class EQATrainer(SFTTrainer):
     def eval(self) -> None:
         self.config = on_own_gpu(self.config)
         use_cores(self.cpu_threads)
-        left_out = answer_open_eqa(self.config) if self.config.vlnr1.eqa.open_eqa else self._answer_split()
+        left_out = answer_open_eqa(self.config) if self.config.vlnr1.eqa.open_eqa.file else self._answer_split()
         for line in left_out:
             print(f"left out: {line}")
         if self.config.vlnr1.eqa.navigate:

@@ -98,9 +98,12 @@ def test_open_eqa_goes_on_without_missing_histories(home, monkeypatch, tmp_path,
     with inside(home, monkeypatch):
         write(tmp_path, entry(1), entry(2, "scannet-v0/001-b"), entry(3, category="smell"))
         draw(tmp_path / "frames/hm3d-v0/000-a", 3)
-        where = f"{{file: {tmp_path}/open-eqa-v0.json, frames: {tmp_path}/frames}}"
         config = settings(
-            f"vlnr1.eqa.open_eqa={where}", "vlnr1.eqa.rows=[current]", "vlnr1.checkpoint=base", "vlnr1.run_dir=open"
+            f"vlnr1.eqa.open_eqa.file={tmp_path}/open-eqa-v0.json",
+            f"vlnr1.eqa.open_eqa.frames={tmp_path}/frames",
+            "vlnr1.eqa.rows=[current]",
+            "vlnr1.checkpoint=base",
+            "vlnr1.run_dir=open",
         )
         left_out = answer_open_eqa(config)
         assert len(left_out) == 1 and "smell" in left_out[0]
