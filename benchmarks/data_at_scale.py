@@ -86,9 +86,9 @@ def check(root: Path) -> str:
 
 
 def index(root: Path) -> str:
-    from habitat_vlnr1.trainers.sft_fit import index_dataset
+    from habitat_vlnr1.trainers.mixture import navigation_rows
 
-    rows = index_dataset(VLNEgo(root).records(make_memory("long_short"), 6))
+    rows, _ = navigation_rows(VLNEgo(root).records(make_memory("long_short"), 6))
     return f"{len(rows):,} rows"
 
 
@@ -108,7 +108,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
 }  # fmt: skip
 
 NEEDED = {
-    "index": ["habitat_vlnr1.trainers.sft_fit"],
+    "index": ["habitat_vlnr1.trainers.mixture"],
     "doctor": ["habitat_baselines.config.default", "habitat_vlnr1.doctor.model_data", "habitat_vlnr1.register"],
 }
 """Part → modules whose import takes seconds and memory of its own."""

@@ -87,6 +87,16 @@ def memory_of(config: DictConfig) -> Memory:
     return make_memory(**config.vlnr1.memory)
 
 
+def question_memories(config: DictConfig) -> dict[str, Memory]:
+    """The memories of `vlnr1.data.question_memories` by name, under which questions are trained and evaluated.
+
+    Raises:
+        ValueError: one is none.
+    """
+    named = config.vlnr1.data.question_memories
+    return {name: make_memory(**plain(options)) for name, options in named.items()}
+
+
 def template_of(config: DictConfig) -> PromptTemplate:
     """The template of `vlnr1.prompt`.
 

@@ -50,7 +50,8 @@ ROLLOUTS = ("grammar", "trl")
 TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What TRL calls every reward with."""
 RECORD_COLUMNS = ("actions",)
-"""… and what it adds: recorded actions, or of a walk its episode and measures."""
+"""… and what it adds: recorded actions, all right answers to a question, or of a walk its episode and measures."""
+QUESTION_COLUMNS = ("answers",)
 WALK_COLUMNS = ("scene_id", "episode_id", "start_distance", "success", "spl", "ndtw", "distance_to_goal")
 
 
@@ -69,6 +70,13 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
     rows = [plain(reward) for reward in config.vlnr1.rft.rewards]
     functions = [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
     columns = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
+    if config.vlnr1.data.rft_questions:
+        columns = QUESTION_COLUMNS
+        if config.vlnr1.rft.online is not None or config.vlnr1.rft.rollout != "trl":
+            raise VLNR1Error(
+                "vlnr1.data.rft_questions: answers are free text, which TRL's own generation gives: set "
+                "vlnr1.rft.rollout=trl and vlnr1.rft.online=null"
+            )
     for row, function in zip(rows, functions, strict=True):
         _check_call(f"vlnr1.rft.rewards: {row['name']}", function, columns)
     return functions

@@ -49,21 +49,35 @@ def _compact(instruction: str, num_history: int, num_actions: int, space: Action
     return [{"role": "user", "content": [_text(instruction), *[IMAGE] * (num_history + 1)]}]
 
 
+def _question(question: str, num_history: int) -> list[Message]:
+    """A question about a walk. It stands behind the frames, so that several about one history share them."""
+    head = "These are frames of a robot's walk through a building, in order; the last one is what it sees now.\n"
+    tail = f"\nAnswer in a word or a short phrase: {question}"
+    return [{"role": "user", "content": [_text(head), *[IMAGE] * (num_history + 1), _text(tail)]}]
+
+
+def _compact_question(question: str, num_history: int) -> list[Message]:
+    """Frames and question, for small models."""
+    return [{"role": "user", "content": [*[IMAGE] * (num_history + 1), _text(question)]}]
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """A named way to ask.
 
     `messages(instruction, num_history, num_actions, space)` gives chat messages for `apply_chat_template`: the
-    content is a list of text and image parts, history images in order of time, the current image last.
+    content is a list of text and image parts, history images in order of time, the current image last. Likewise
+    `question(question, num_history)` for a question about what was seen.
     """
 
     name: str
     messages: Callable[[str, int, int, ActionSpace], list[Message]]
+    question: Callable[[str, int], list[Message]] = _question
 
 
 TEMPLATES = {
     "vln_ego": PromptTemplate("vln_ego", _vln_ego),
-    "compact": PromptTemplate("compact", _compact),
+    "compact": PromptTemplate("compact", _compact, _compact_question),
 }
 
 

@@ -17,6 +17,8 @@ BASELINES_MODULES = (
     "habitat_vlnr1.trainers.convert",
     "habitat_vlnr1.trainers.il",
     "habitat_vlnr1.trainers.sft",
+    "habitat_vlnr1.trainers.eqa",
+    "habitat_vlnr1.trainers.mp3d_eqa",
     "habitat_vlnr1.trainers.dagger",
     "habitat_vlnr1.trainers.rft",
     "habitat_vlnr1.trainers.doctor",

@@ -2,7 +2,7 @@
 
 Each takes the group's `completions` (texts, or chat messages) and the data set's columns by keyword, and returns one
 reward per completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`).
-The last four are for `vlnr1.rft.online`, whose columns are a walk's measures.
+`progress` to `ndtw` are for `vlnr1.rft.online`, whose columns are a walk's measures; the last two for questions.
 
 An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
 
@@ -22,6 +22,7 @@ from typing import Any
 from habitat_vlnr1.actions import LETTERS, SEPARATOR, Action
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lookup import find
+from habitat_vlnr1.qa_metrics import normalised_match, token_f1
 
 _PART = re.compile(r"([A-D])\. \S.*")
 
@@ -35,11 +36,14 @@ def matches(completion: Any, recorded: Sequence[int]) -> list[bool] | None:
 
 
 def _actions_of(completion: Any) -> list[Action] | None:
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    if not isinstance(text, str):
-        text = "".join(part.get("text", "") for part in text)
-    parts = [_PART.fullmatch(part) for part in text.strip().removesuffix(".").split(SEPARATOR)]
+    parts = [_PART.fullmatch(part) for part in text_of(completion).strip().removesuffix(".").split(SEPARATOR)]
     return [LETTERS[part.group(1)] for part in parts] if all(parts) else None  # type: ignore[union-attr]
+
+
+def text_of(completion: Any) -> str:
+    """The words of a completion: a text, or chat messages of which the last one counts."""
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return text if isinstance(text, str) else "".join(part.get("text", "") for part in text)
 
 
 def _rewards(
@@ -116,6 +120,16 @@ def ndtw(completions: Sequence[Any], ndtw: Sequence[float], **columns: Any) -> l
     return [float(value) for value in ndtw]
 
 
+def answer_match(completions: Sequence[Any], answers: Sequence[Sequence[str]], **columns: Any) -> list[float]:
+    """Of an answer in words: 1 when it has the words of an accepted answer (`qa_metrics.normalised_match`)."""
+    return [normalised_match(text_of(text), right) for text, right in zip(completions, answers, strict=True)]
+
+
+def answer_f1(completions: Sequence[Any], answers: Sequence[Sequence[str]], **columns: Any) -> list[float]:
+    """Of an answer in words: F1 of its words with the accepted answer that fits best (`qa_metrics.token_f1`)."""
+    return [token_f1(text_of(text), right) for text, right in zip(completions, answers, strict=True)]
+
+
 REWARDS: dict[str, Callable[..., list[float]]] = {
     "time_decayed": time_decayed,
     "balanced": balanced,
@@ -134,13 +148,17 @@ WALK_REWARDS: dict[str, Callable[..., list[float]]] = {
 """Of rolled-out walks."""
 
 
+ANSWER_REWARDS: dict[str, Callable[..., list[float]]] = {"answer_match": answer_match, "answer_f1": answer_f1}
+"""Of answers to questions; the column `answers` has all that are right."""
+
+
 def make_reward(name: str, **params: Any) -> Callable[..., list[float]]:
     """A reward by its name here or by import path (`package.module.function`), with its parameters bound.
 
     Raises:
         ValueError: no such reward, or it has no such parameter.
     """
-    reward = find("reward", name, {**REWARDS, **WALK_REWARDS})
+    reward = find("reward", name, {**REWARDS, **WALK_REWARDS, **ANSWER_REWARDS})
     if not callable(reward):
         raise VLNR1Error(f"reward {name!r} is no function")
     known = inspect.signature(reward).parameters

@@ -9,8 +9,9 @@ import pytest
 from tests.paths import ROOT
 
 FLOORS = (
-    ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
-    ("files", "frame_files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
+    ("errors", "lookup", "actions", "memory", "prompt", "rewards", "qa_metrics"),
+    ("files", "frame_files", "lock", "records", "questions", "episode_writer", "frame_store", "observations",
+     "weights"),
     ("results", "episode_log", "report", "lvlm"),
     ("config", "optimisation", "settings", "obs_transform", "agent"),
     ("sim",),

@@ -20,7 +20,8 @@ ANY_TEXT = {  # names of files, folders, splits; what they name is looked for wh
     *("data.setup", "model.name", "model.path", "rft.start", "rft.held_out.split", "dagger.start", "il.run_dir"),
     *("net.rgb_weights", "net.depth_weights", "convert.to", "convert.input", "convert.output", "convert.images"),
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("lr_scheduler_type", "optim")),  # TRL's choices
-    "rft.loss_type",
+    *("rft.loss_type", "task.questions.data_path"),
+    *("eqa.open_eqa.file", "eqa.open_eqa.frames", "eqa.judge.url", "eqa.judge.model", "eqa.judge.key_variable"),
 }
 NULL_MEANS_SOMETHING = {
     *("checkpoint", "mixture", "deepspeed", "task.scenes", "plan.gpus", "model.path", "model.cpu_threads"),
@@ -30,6 +31,7 @@ NULL_MEANS_SOMETHING = {
     *("model.attn_implementation", "decoding.drafts"),
     *("dagger.expert", "il.cpu_threads", "net.rgb_weights", "net.depth_weights", "convert.output", "convert.images"),
     *("eval.shard", "eval.num_shards"),
+    *("task.questions", "task.questions.make", "eqa.open_eqa.file", "eqa.judge.url"),
 }
 ZERO_MEANS_SOMETHING = {
     *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.shard", "eval.videos"),
@@ -42,7 +44,7 @@ ZERO_MEANS_SOMETHING = {
         for stage in ("sft", "rft")
         for key in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "keep_straight")
     ),
-    "sft.dataloader_num_workers",
+    *("sft.dataloader_num_workers", "eqa.pictures"),
 }
 
 

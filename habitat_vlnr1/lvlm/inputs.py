@@ -126,18 +126,26 @@ class PromptEncoder:
         self._tokenize = functools.lru_cache(maxsize=65536)(self._tokenize_now)
         self._pieces = functools.lru_cache(maxsize=65536)(self._pieces_now)
 
-    def query(self, instruction: str, frames: Sequence[Frame], keys: Sequence[Hashable] | None = None) -> Query:
+    def query(
+        self,
+        instruction: str,
+        frames: Sequence[Frame],
+        keys: Sequence[Hashable] | None = None,
+        *,
+        is_question: bool = False,
+    ) -> Query:
         """The prompt for an instruction and its frames, history first, the current frame last.
 
         Args:
             frames: files or uint8 arrays [H, W, 3]; at least the current one.
             keys: identities of the frames, such as (rollout, step); files are their own keys.
+            is_question: the instruction is a question about what was seen, to be answered in words.
         """
         if not frames:
             raise VLNR1Error("a prompt needs at least the current frame")
         keys = [f if not isinstance(f, np.ndarray) else None for f in frames] if keys is None else keys
         cut = tuple(self.cutter.cut(frame, key) for frame, key in zip(frames, keys, strict=True))
-        pieces = self._pieces(instruction, len(frames) - 1)
+        pieces = self._pieces(instruction, len(frames) - 1, is_question)
         ids, positions, spans = self._lay_out(pieces, [patches.grid for patches in cut])
         return Query(ids, positions, cut, tuple(keys), spans)
 
@@ -217,10 +225,13 @@ class PromptEncoder:
         batch["labels"] = labels
         return batch
 
-    def _pieces_now(self, instruction: str, num_history: int) -> tuple[tuple[int, ...], ...]:
+    def _pieces_now(self, instruction: str, num_history: int, is_question: bool) -> tuple[tuple[int, ...], ...]:
         """Token ids of the chat text before, between and after its images."""
         instruction, mark = self.plain_text.guard(instruction)
-        messages = self.template.messages(instruction, num_history, self.num_actions, self.space)
+        if is_question:
+            messages = self.template.question(instruction, num_history)
+        else:
+            messages = self.template.messages(instruction, num_history, self.num_actions, self.space)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         texts = text.split(self.image_token)
         if len(texts) != num_history + 2:
@@ -289,7 +300,10 @@ class SFTCollator:
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
         groups = [number for number, row in enumerate(rows) for _ in row["index"]]
         examples = [self.reader(index) for row in rows for index in row["index"]]
-        queries = [self.encoder.query(example.instruction, example.frames) for example in examples]
+        queries = [
+            self.encoder.query(example.instruction, example.frames, is_question=getattr(example, "is_question", False))
+            for example in examples
+        ]
         answers = [self.encoder.answer_ids(example.answer) for example in examples]
         return self.encoder.training_batch(queries, answers, groups if len(groups) > len(rows) else None)
 

@@ -29,10 +29,14 @@ E = TypeVar("E", bound=BaseEpisode)
 
 def make_scenes(config: DictConfig) -> None:
     """Make the task's scenes and episodes when the config names a maker (`vlnr1.task.scenes._target_`)."""
-    scenes = OmegaConf.select(config, "vlnr1.task.scenes")
-    if scenes is not None:
+    make_parts(OmegaConf.select(config, "vlnr1.task.scenes"))
+
+
+def make_parts(maker: DictConfig | None) -> None:
+    """Call what makes a part of a task's data (`_target_` with its arguments); None: it is there."""
+    if maker is not None:
         try:
-            hydra.utils.call(scenes)
+            hydra.utils.call(maker)
         except InstantiationException as error:
             cause = error.__cause__ or error  # the maker's own line, not Hydra's around it
             raise (VLNR1Error(cause) if isinstance(cause, ValueError) else cause) from None

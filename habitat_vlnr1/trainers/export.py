@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from habitat_vlnr1.config import action_space, check_shard, edited, export_folde
 from habitat_vlnr1.episode_writer import EpisodeWriter, check_claim
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.interchange.card import name_of, write_card, write_sheet
+from habitat_vlnr1.interchange.mp3d_eqa import questions_of
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT
+from habitat_vlnr1.questions import FILE, read_questions, write_questions
 from habitat_vlnr1.records import RecordError, VLNEgo, read_episode_lines, read_meta, summarize
-from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.results import LISTED, LeftOut, left_out_text
 from habitat_vlnr1.sim.datasets import EmptyShard
+from habitat_vlnr1.sim.env_factory import make_parts
 from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, register_trainer
 from habitat_vlnr1.trainers.walks import Walkers
@@ -36,6 +40,9 @@ class ExportTrainer(VLNR1Trainer):
 
     def train(self) -> None:
         summaries = [export_split(self, self.config, split) for split in self.config.vlnr1.export.splits]
+        if self.config.vlnr1.export.questions:
+            for split in self.config.vlnr1.export.splits:
+                add_questions(self.config, split)
         exit_if_left_out(LeftOut(**entry) for summary in summaries for entry in summary["left_out"])
 
 
@@ -58,6 +65,31 @@ def export_if_missing(trainer: VLNR1Trainer, config: DictConfig, split: str) -> 
     if task["episodes"]:
         meta = export_folder(config, split) / "meta.json"
         check_claim(meta, {**read_meta(meta), "task": task}, "choose another vlnr1.data.source")
+
+
+def add_questions(config: DictConfig, split: str) -> None:
+    """Put the task's questions (`vlnr1.task.questions`) beside the exported walks of a split, unless they are there.
+    Where the task has none, a `questions.jsonl` of one's own stays.
+
+    Raises:
+        RecordError: the task has none, none is about these walks, or the folder has others.
+    """
+    root, options = export_folder(config, split), OmegaConf.select(config, "vlnr1.task.questions")
+    if options is None and (root / FILE).is_file():
+        return
+    if options is None:
+        raise RecordError(f"task {config.vlnr1.task.name} has no questions (vlnr1.task.questions is null)")
+    make_parts(options.make)
+    questions, left_out = questions_of(Path(options.data_path.format(split=split)), VLNEgo(root))
+    for line in left_out[:LISTED]:
+        print(f"left out: {line}")
+    if not questions:
+        raise RecordError(f"{options.data_path.format(split=split)}: no question about the walks of {root}")
+    if (root / FILE).is_file():
+        if [*map(asdict, read_questions(VLNEgo(root))[0])] != [*map(asdict, questions)]:
+            raise RecordError(f"{root / FILE} has other questions than vlnr1.task.questions: delete the file")
+        return
+    print(f"{write_questions(root, questions)}: {len(questions)} questions")
 
 
 def summary_files(root: Path) -> list[Path]:

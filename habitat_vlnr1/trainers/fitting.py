@@ -155,6 +155,8 @@ def training_run(config: DictConfig, stage: str, start: str, folders: Sequence[P
     }
     if stage == "rft":
         run["records"] = plain(config.vlnr1.data.rft_records)
+        if config.vlnr1.data.rft_questions:
+            run |= {"records": plain(config.vlnr1.data.rft_questions), "answers": True}
         if options.get("online"):
             run["settings"]["online"] = {k: v for k, v in options["online"].items() if k != "num_environments"}
             run["task"] = task_identity(config, "train")

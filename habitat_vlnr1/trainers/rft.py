@@ -17,7 +17,7 @@ from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, on_own_gpu, only_trainer, register_trainer
 
 if TYPE_CHECKING:  # TRL takes seconds to import, and every Habitat run registers this module.
-    from habitat_vlnr1.trainers.rft_fit import Online, Recorded
+    from habitat_vlnr1.trainers.rft_fit import Asked, Online, Recorded
 
 
 @register_trainer("vlnr1_rft")
@@ -44,7 +44,7 @@ class RFTTrainer(VLNR1Trainer):
         left_out: list[LeftOut] = []
         with only_trainer(config.habitat_baselines.checkpoint_folder, state.is_main_process):
             if config.vlnr1.rft.online is None:
-                fit(config, start, self._recorded())
+                fit(config, start, self._asked() if config.vlnr1.data.rft_questions else self._recorded())
             else:
                 task = self._online()
                 try:
@@ -77,7 +77,34 @@ class RFTTrainer(VLNR1Trainer):
     def _folders(self) -> list[tuple[str, str]]:
         """(source, split)s: what is trained on, and last what the reward is measured on."""
         data, held_out = self.config.vlnr1.data, self.config.vlnr1.rft.held_out
-        return [*((source, "train") for source in data.rft_records), (data.source, held_out.split)]
+        trained = data.rft_questions or data.rft_records
+        return [*((source, "train") for source in trained), (data.source, held_out.split)]
+
+    def _asked(self) -> Asked:
+        """Questions drawn from each source, after the export of what is missing, under the configured memories."""
+        from habitat_vlnr1.config import memory_of, question_memories
+        from habitat_vlnr1.questions import QuestionRecords, read_questions
+        from habitat_vlnr1.trainers.export import add_questions
+        from habitat_vlnr1.trainers.fitting import export_missing, open_records
+        from habitat_vlnr1.trainers.mixture import print_left_out
+        from habitat_vlnr1.trainers.processes import by_one
+        from habitat_vlnr1.trainers.rft_fit import Asked, draw_questions
+
+        config, folders = self.config, self._folders()
+        own = [split for source, split in folders if source == config.vlnr1.data.source]
+        export_missing(self, config, own)
+        by_one("adds questions", lambda: [add_questions(config, split) for split in dict.fromkeys(own)])
+        records = open_records(config, folders)  # their frames are checked
+        counts = [*config.vlnr1.data.rft_questions.values(), config.vlnr1.rft.held_out.records]
+        parts = []
+        memories = list(question_memories(config).values()) or [memory_of(config)]
+        for ego, (source, _), count in zip(records.sources, folders, counts, strict=True):
+            questions, left_out = read_questions(ego)
+            print_left_out(left_out)
+            parts.append((source, [QuestionRecords(ego, questions, memory) for memory in memories], count))
+        *train, held_out = draw_questions(parts, config.habitat.seed)
+        roots = [ego.root for ego in records.sources]
+        return Asked([record for part in train for record in part], held_out, roots)
 
     def _online(self) -> Online:
         """Episodes of the training split in environments of this process."""

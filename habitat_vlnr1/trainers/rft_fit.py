@@ -22,6 +22,7 @@ from habitat_vlnr1.lvlm.drafts import choose_drafts
 from habitat_vlnr1.lvlm.frames import scaled
 from habitat_vlnr1.lvlm.plain_text import PlainText
 from habitat_vlnr1.optimisation import batch_text, lora, reward_functions, rft_arguments
+from habitat_vlnr1.questions import QuestionRecord
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.results import LISTED
 from habitat_vlnr1.trainers.fitting import (
@@ -47,6 +48,18 @@ class Recorded:
 
     def __str__(self) -> str:
         return f"{len(self.train)} records"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions to train on, and those that the reward is measured on."""
+
+    train: list[QuestionRecord]
+    held_out: list[QuestionRecord]
+    folders: list[Path]
+
+    def __str__(self) -> str:
+        return f"{len(self.train)} questions"
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,29 @@ def draw_records(
                 "or vlnr1.rft.held_out.records, or export more"
             )
         drawn.append(chance.choice(own, len(own) if count < 0 else count, replace=False).tolist())
+    return drawn
+
+
+def draw_questions(
+    parts: Sequence[tuple[str, Sequence[Sequence[QuestionRecord]], int]], seed: int
+) -> list[list[QuestionRecord]]:
+    """Of each (source, its questions under each memory, count) as many drawn at random without repetition (-1: all);
+    the memories take turns.
+
+    Raises:
+        RecordError: a source has fewer.
+    """
+    chance = np.random.default_rng(seed)
+    drawn = []
+    for source, views, count in parts:
+        there = len(views[0])
+        if count > there:
+            raise RecordError(
+                f"{count} questions of {source} are asked for, but there are {there}: lower "
+                "vlnr1.data.rft_questions or vlnr1.rft.held_out.records"
+            )
+        numbers = chance.choice(there, there if count < 0 else count, replace=False)
+        drawn.append([views[k % len(views)][int(number)] for k, number in enumerate(numbers)])
     return drawn
 
 
@@ -121,33 +157,56 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
 
 
 def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], processor: ProcessorMixin) -> Dataset:
+    """Rows of navigation records for plain TRL; see `chat_rows`."""
+    template, space = template_of(config), action_space(config)
+    chosen = [records[number] for number in numbers]
+    prompts = [
+        template.messages(record.instruction, len(record.history), records.num_actions, space) for record in chosen
+    ]
+    asked = [(f"episode {record.episode.episode_id}", record.instruction) for record in chosen]
+    columns = {"actions": [list(map(int, record.answer)) for record in chosen]}
+    return chat_rows(prompts, [record.frames for record in chosen], asked, columns, processor)
+
+
+def rows_for_questions(config: DictConfig, chosen: Sequence[QuestionRecord], processor: ProcessorMixin) -> Dataset:
+    """Rows of questions for plain TRL; see `chat_rows`."""
+    template = template_of(config)
+    prompts = [template.question(record.instruction, len(record.frames) - 1) for record in chosen]
+    asked = [(f"question {record.question.question_id}", record.instruction) for record in chosen]
+    columns = {"answers": [list(record.question.answers) for record in chosen]}
+    return chat_rows(prompts, [record.frames for record in chosen], asked, columns, processor)
+
+
+def chat_rows(
+    prompts: Sequence[Any],
+    frames: Sequence[Sequence[Path]],
+    asked: Sequence[tuple[str, str]],
+    columns: dict[str, list[Any]],
+    processor: ProcessorMixin,
+) -> Dataset:
     """Rows for plain TRL: chat messages with their images, read and scaled when a row is.
 
     A vLLM server puts images through a processor of its own, with the limits of the model as released: it is given
     frames that are within those of `processor`.
 
+    Args:
+        prompts: chat messages.
+        frames: files of each prompt's images.
+        asked: what each prompt is of, and its words.
+        columns: what the rewards get.
+
     Raises:
-        RecordError: an instruction has a special token of the tokenizer in it, which TRL would take for one.
+        RecordError: the words have a special token of the tokenizer in them, which TRL would take for one.
     """
-    template, space = template_of(config), action_space(config)
-    chosen = [records[number] for number in numbers]
     plain_text = PlainText(processor.tokenizer)
-    for record in chosen:
-        if plain_text.guard(record.instruction)[1]:
+    for place, words in asked:
+        if plain_text.guard(words)[1]:
             raise RecordError(
-                f"episode {record.episode.episode_id}: its instruction has a chat marker in it, which TRL's own "
-                "rollout takes for one: set vlnr1.rft.rollout=grammar, or delete the episode's line"
+                f"{place}: its words have a chat marker in them, which TRL's own rollout takes for one: set "
+                "vlnr1.rft.rollout=grammar where actions are trained, or delete its line"
             )
-    rows = Dataset.from_dict(
-        {
-            "prompt": [
-                template.messages(record.instruction, len(record.history), records.num_actions, space)
-                for record in chosen
-            ],
-            "images": [[str(frame) for frame in record.frames] for record in chosen],
-            "actions": [list(map(int, record.answer)) for record in chosen],
-        }
-    )
+    images = [[str(frame) for frame in files] for files in frames]
+    rows = Dataset.from_dict({"prompt": list(prompts), "images": images, **columns})
 
     def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         images = [[scaled(frame, processor.image_processor) for frame in frames] for frames in batch["images"]]
@@ -157,7 +216,7 @@ def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], proce
 
 
 def make_trainer(
-    config: DictConfig, start: str, last: str | None, task: Recorded | Online, card: ModelCard | None = None
+    config: DictConfig, start: str, last: str | None, task: Recorded | Asked | Online, card: ModelCard | None = None
 ) -> RecordTrainer:
     """The configured GRPO trainer.
 
@@ -192,6 +251,9 @@ def make_trainer(
         return OnlineTrainer(
             train_dataset=task.rows, walkers=task.walkers, turns=config.vlnr1.rft.online.turns, **ours
         )
+    if isinstance(task, Asked):
+        rows = [rows_for_questions(config, chosen, processor) for chosen in (task.train, task.held_out)]
+        return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
     if config.vlnr1.rft.rollout == "trl":
         rows = [rows_for_trl(config, task.records, numbers, processor) for numbers in (task.train, task.held_out)]
         return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
@@ -199,11 +261,15 @@ def make_trainer(
     return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], records=task.records, **ours)
 
 
-def fit(config: DictConfig, start: str, task: Recorded | Online) -> None:
+def fit(config: DictConfig, start: str, task: Recorded | Asked | Online) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; draws the curves at the end."""
     folder = config.habitat_baselines.checkpoint_folder
-    sources = () if isinstance(task, Online) else task.records.sources
-    card = trained_card(config, "rft", start, run=training_run(config, "rft", start, [ego.root for ego in sources]))
+    folders: list[Path] = []
+    if isinstance(task, Recorded):
+        folders = [ego.root for ego in task.records.sources]
+    elif isinstance(task, Asked):
+        folders = task.folders
+    card = trained_card(config, "rft", start, run=training_run(config, "rft", start, folders))
     last, finished = last_checkpoint(folder, config.vlnr1.rft, card)
     if finished:
         print(f"RFT is finished: {last}")

@@ -25,19 +25,25 @@ class SFTTrainer(VLNR1Trainer):
             print_plan(self.config, "sft")
             return
         # TRL takes seconds to import, and every Habitat run registers this module.
+        from habitat_vlnr1.trainers.export import add_questions
         from habitat_vlnr1.trainers.fitting import export_missing, join_processes, leave_processes, open_records
+        from habitat_vlnr1.trainers.mixture import open_more
+        from habitat_vlnr1.trainers.processes import by_one
         from habitat_vlnr1.trainers.sft_fit import fit, starting_model
 
         # What the config gets wrong is said before any work.
         sft_arguments(self.config)
-        sources = list(self.config.vlnr1.data.sources)
-        check_sources(self.config, [(source, SPLIT) for source in sources])
+        sources, asked = list(self.config.vlnr1.data.sources), list(self.config.vlnr1.data.questions)
+        check_sources(self.config, [(source, SPLIT) for source in (*sources, *asked)])
         state = join_processes(self.config)
         with only_trainer(self.config.habitat_baselines.checkpoint_folder, state.is_main_process):
-            if self.config.vlnr1.data.source in sources:
+            if self.config.vlnr1.data.source in (*sources, *asked):
                 export_missing(self, self.config, [SPLIT])
+            if self.config.vlnr1.data.source in asked:
+                by_one("adds questions", lambda: add_questions(self.config, SPLIT))
             records = open_records(self.config, [(source, SPLIT) for source in sources])
-            fit(self.config, starting_model(self.config, records), records)
+            more = open_more(self.config)
+            fit(self.config, starting_model(self.config, records), records, more=more)
         leave_processes(state)
         if self.config.vlnr1.sft.evaluate:
             self.eval()

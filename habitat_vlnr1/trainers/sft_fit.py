@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.optimisation import batch_text, lora, sft_arguments
-from habitat_vlnr1.records import Records, keep_some
+from habitat_vlnr1.records import Records
 from habitat_vlnr1.trainers.base import use_cores
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
@@ -27,6 +28,7 @@ from habitat_vlnr1.trainers.fitting import (
     optimise,
     training_run,
 )
+from habitat_vlnr1.trainers.mixture import Part, mixed, mixed_of
 from habitat_vlnr1.trainers.processes import by_one
 
 
@@ -72,9 +74,15 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     checkpoint.save(folder, model, processor, trained_card(config, "warm-up", **made_with))
 
 
-def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") -> None:
-    """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last."""
-    run = training_run(config, stage, start, [ego.root for ego in records.sources])
+def fit(
+    config: DictConfig, start: str, records: Records, stage: str = "sft", more: Sequence[Part] = ()
+) -> None:
+    """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last.
+
+    Args:
+        more: what is mixed with the records (`mixture.py`).
+    """
+    run = training_run(config, stage, start, [ego.root for ego in records.sources]) | mixed_of(config, more)
     card = trained_card(config, stage, start, records=records, run=run)
     folder = config.habitat_baselines.checkpoint_folder
     last, finished = last_checkpoint(folder, config.vlnr1.sft, card)
@@ -82,45 +90,32 @@ def fit(config: DictConfig, start: str, records: Records, stage: str = "sft") ->
         print(f"SFT is finished: {last}")
         return
     going_on = f", going on from {last}" if last else ""
-    print(f"SFT on {len(records)} records from {start}{going_on}; {batch_text(config, 'sft')}")
+    beside = "".join(f" and {len(part)} of {part.name}" for part in more)
+    print(f"SFT on {len(records)} records{beside} from {start}{going_on}; {batch_text(config, 'sft')}")
     with nothing_left(), full_disk_is_said(folder):
-        optimise(make_trainer(config, start, last, records, card), last)
+        optimise(make_trainer(config, start, last, records, card, more), last)
 
 
 def make_trainer(
-    config: DictConfig, start: str, last: str | None, records: Records, card: checkpoint.ModelCard
+    config: DictConfig,
+    start: str,
+    last: str | None,
+    records: Records,
+    card: checkpoint.ModelCard,
+    more: Sequence[Part] = (),
 ) -> AnswerTrainer:
     """The configured trainer; see `fit`."""
+    mixture = mixed(config, records, more)
     model, processor, arguments = load_for_training(config, start, last, sft_arguments)
     return AnswerTrainer(
         model=model,
         args=arguments,
-        data_collator=SFTCollator(prompt_encoder(config, processor), records.__getitem__),
-        train_dataset=index_dataset(
-            records, config.vlnr1.sft.steps_per_row, config.vlnr1.sft.keep_straight, config.habitat.seed
-        ),
+        data_collator=SFTCollator(prompt_encoder(config, processor), mixture.__getitem__),
+        train_dataset=Dataset.from_dict(mixture.rows(config.habitat.seed)),
         processing_class=processor,
         peft_config=lora(config),
         callbacks=[CardCallback(card)],
     )
-
-
-def index_dataset(records: Records, steps_per_row: int = 1, keep_straight: float = 1.0, seed: int = 0) -> Dataset:
-    """TRL takes `datasets` only: a row has the numbers of one or more records of an episode for the collator.
-
-    `length` is proportional to the row's tokens, for `train_sampling_strategy: group_by_length`.
-
-    Args:
-        steps_per_row: the most steps of an episode that go through the model behind one instruction.
-        keep_straight: see `keep_some`.
-        seed: of that draw.
-    """
-    rows = records.rows(steps_per_row, keep_some(records.num_actions, keep_straight, seed))
-    longest = max(len(episode.actions) for episode in records.episodes)
-    frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
-    places = ([records.locate(index) for index in row] for row in rows)
-    lengths = [len(row[0][0].instruction) // 4 + 12 * sum(frames[step] for _, step in row) for row in places]
-    return Dataset.from_dict({"index": rows, "length": lengths})
 
 
 class AnswerTrainer(StopsWhenDiverged, trl.SFTTrainer):

@@ -164,6 +164,15 @@ def _is_made(folder: Path, settings: Settings) -> bool:
     return True
 
 
+def made_settings(folder: Path) -> Settings:
+    """What the set in a folder was made of; ValueError where there is none."""
+    try:
+        row = json.loads((folder / _MANIFEST).read_bytes())
+        return Settings(**{**row, "door_shares": tuple(row["door_shares"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ValueError(f"houses: {folder} holds no whole set: make the houses first") from None
+
+
 def _make(settings: Settings, scratch: Path, num_workers: int) -> None:
     """Make the whole set below `scratch`, in folders `scenes` and `episodes`."""
     jobs = _jobs(settings, scratch / "scenes")
@@ -297,10 +306,10 @@ def _write_split(folder: Path, split: str, entries: list[dict], first: int) -> N
         "PAD_INDEX": 0,
     }
     folder.mkdir(parents=True)
-    _write_gz(folder / f"{split}.json.gz", {"episodes": episodes, "instruction_vocab": vocab})
-    _write_gz(folder / f"{split}_gt.json.gz", truth)
+    write_gz(folder / f"{split}.json.gz", {"episodes": episodes, "instruction_vocab": vocab})
+    write_gz(folder / f"{split}_gt.json.gz", truth)
 
 
-def _write_gz(path: Path, content: dict) -> None:
+def write_gz(path: Path, content: dict) -> None:
     """Compressed JSON without a time stamp: equal content, equal bytes."""
     path.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
