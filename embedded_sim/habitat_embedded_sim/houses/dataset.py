@@ -224,8 +224,12 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
         rng = np.random.default_rng([settings.seed, int(job.unseen), job.index, attempt])
         world = make_world(rng, style, job.scenes / job.house, job.house, corridor=bool(settings.clauses))
         draw = _draw_long if settings.clauses else _draw_episodes
-        made = {split: draw(rng, world, job, count) for split, count in job.wanted.items()}
-        if all(len(made[split]) == count for split, count in job.wanted.items()):
+        made: dict[str, list[dict]] = {}
+        for split, count in job.wanted.items():
+            made[split] = draw(rng, world, job, count)
+            if len(made[split]) < count:
+                break
+        else:
             return made
     raise RuntimeError(f"houses: no episodes found for house {job.house} of seed {settings.seed}; try another seed")
 
@@ -275,6 +279,8 @@ def _draw_long(rng: np.random.Generator, world: World, job: _Job, count: int) ->
                 info = {"geodesic_distance": round(geodesic, 4), "doors": doors, "clauses": clauses}
                 episodes.append(_entry(job, way.points, way.heading, way.walk, text, info))
                 break
+        else:
+            break  # the house has no such way: no need to look for others
     return episodes
 
 
