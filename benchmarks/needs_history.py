@@ -3,18 +3,21 @@
     python benchmarks/needs_history.py [--task embedded_long] [--split val_unseen] [--data-dir data]
 
 The reader of `habitat_embedded_sim.houses.reader` follows each instruction on the plan, and the expert walks its way
-with the protocol's steps. Beside it, without walking, one that knows the plan, where it is and which words are next,
-but not what it has passed.
+with the protocol's steps. Beside it, without walking, two that know the plan, where they are and which words are next:
+one that forgets what it has passed and draws where it would have to know, and one that takes the first whatever is
+asked for.
 """
 
 import argparse
 import gzip
 import json
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from habitat_embedded_sim.houses.directions import ORDINALS
 from habitat_embedded_sim.houses.expert import walk
 from habitat_embedded_sim.houses.plan_file import read_plan
 from habitat_embedded_sim.houses.reader import Reading, is_clear, leads_to, read
@@ -54,17 +57,19 @@ class House:
         self.wide = NavGrid.build(mesh.vertices, mesh.faces, WIDE)
 
     def try_episode(self, episode: dict, forward_step: float, turn_angle: float) -> list[float]:
-        """Read alike, walked to the goal, chance of the reader that forgets."""
+        """Whether all readings agree, and the way leads to the goal; chances of who forgets, who does not count."""
         text = episode["instruction"]["instruction_text"]
         x, _, z = episode["start_position"]
         _, y, _, w = episode["start_rotation"]
         goal = episode["goals"][0]["position"]
         heading, end = 2 * math.atan2(y, w), (self.plan.room_at(goal[0], goal[2]), (goal[0], goal[2]))
-        readings, forgetful = (read(text, self.plan, self.pieces, (x, z), heading, knows) for knows in (True, False))
-        chance = leads_to(forgetful, *end, within=SUCCESS)
+        known = (self.plan, self.pieces, (x, z), heading)
+        readings = read(text, *known)
+        others = read(text, *known, remembers=False), read(no_count(text), *known)
+        chances = [leads_to(found, *end, within=SUCCESS) for found in others]
         walked = self.walk(readings[0], heading, forward_step, turn_angle) if readings else None
         reached = walked is not None and self.grid.find_path(walked, [goal])[0] < SUCCESS
-        return [float(is_clear(readings, *end)), float(reached), chance]
+        return [float(is_clear(readings, *end)), float(reached), *chances]
 
     def walk(self, reading: Reading, heading: float, forward_step: float, turn_angle: float) -> np.ndarray | None:
         """Where the expert stops that walks the reader's way; None if something is in the way."""
@@ -78,11 +83,17 @@ class House:
         return steps.positions[-1] if steps else None
 
 
+def no_count(text: str) -> str:
+    """The words with every number made the first."""
+    text = re.sub(r"[Ww]alk past \w+ \w+ and take the next", "Take the first", text)
+    return re.sub(rf"the ({'|'.join(ORDINALS)}|last)\b", "the first", text)
+
+
 def table(rows: dict[int, list[list[float]]]) -> str:
     """Means by clauses, as Markdown."""
     lines = [
-        "| clauses | episodes | reader: all readings agree | its way, walked: SR | a reader that forgets |",
-        "|---|---:|---:|---:|---:|",
+        "| clauses | episodes | readings agree | the way, walked: SR | one that forgets | one that does not count |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     every = [row for found in rows.values() for row in found]
     for name, found in [*((str(key), rows[key]) for key in sorted(rows)), ("all", every)]:
