@@ -207,13 +207,15 @@ class Walker:
     def _passed(self, here: np.ndarray) -> bool:
         """Whether the present way point is reached, or the agent walks on one of the two legs behind it already.
 
-        On the leg before it as well, the path turns back on itself there, and the way point is still to be visited.
+        On the leg before it as well, or on the one before that, the path turns back on itself there, and the way point
+        is still to be visited.
         """
         index, last = self._next, len(self._points) - 1
         if self._distance(here, self._points[index]) < self._radius:
             return True
         behind = range(index + 1, min(index + 2, last) + 1)
-        return not self._on_leg(here, index) and any(self._on_leg(here, leg) for leg in behind)
+        before = range(max(index - 1, 1), index + 1)
+        return not any(self._on_leg(here, leg) for leg in before) and any(self._on_leg(here, leg) for leg in behind)
 
     def _aim(self, index: int) -> None:
         self._next, self._nearest, self._idle = index, np.inf, 0

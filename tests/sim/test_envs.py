@@ -156,6 +156,9 @@ def test_passed_way_points_are_dropped_but_turning_points_are_not():
     walker = corridor_walker([0, 4, 1], start=2)
     assert walker.advise(True, True) == 1
     assert walker.targets == [4]  # on the way back as well, but 4 was not visited yet
+    walker = corridor_walker([0, 4, 5, 4, 1], start=3.6)
+    assert walker.advise(True, True) == 1
+    assert walker.targets == [5]  # on the last leg as well, but 5 was not visited yet
 
 
 def test_the_stop_survives_unreachable_way_points_and_a_caught_follower():

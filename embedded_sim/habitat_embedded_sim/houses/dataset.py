@@ -16,15 +16,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from habitat_embedded_sim.houses.expert import FORWARD
+from habitat_embedded_sim.houses import directions
+from habitat_embedded_sim.houses.expert import FORWARD, Walk
 from habitat_embedded_sim.houses.instructions import vocabulary, words_of, write_instruction
 from habitat_embedded_sim.houses.route import DOOR_SHARES, Route, draw_goal, draw_route
 from habitat_embedded_sim.houses.style import get_style
+from habitat_embedded_sim.houses.told import MOST_CLAUSES, draw_told_way
 from habitat_embedded_sim.houses.world import World, make_world
 
 VERSION = 4  # of the generator: raise it when the same arguments give other files
 _MANIFEST = "manifest.json"
 _GOAL_TRIES, _START_TRIES = 20, 6  # goals per wanted episode and starts per goal before a house is drawn anew
+_LONG_TRIES = 150  # ways drawn for a wanted episode before a house is drawn anew
 _SHARED = 2  # episodes that may end at the same goal
 _SPECIAL_WORDS = ["<pad>", "<unk>"]
 
@@ -46,6 +49,7 @@ class Settings:
     goal_radius: float
     door_shares: tuple[float, ...]
     start_turn: float
+    clauses: tuple[int, ...]
     version: int = VERSION
 
 
@@ -79,6 +83,7 @@ def ensure(
     goal_radius: float = 3.0,
     door_shares: Sequence[float] = DOOR_SHARES,
     start_turn: float = 180.0,
+    clauses: Sequence[int] = (),
     num_workers: int = 2,
 ) -> None:
     """Make the houses and episodes unless they are there.
@@ -86,7 +91,8 @@ def ensure(
     Scenes go to `<data_dir>/scene_datasets/<name>`, episodes to `<data_dir>/datasets/vln/<name>`, in the schema of
     R2R-CE with splits train, val_seen and val_unseen. Lengths in metres, `turn_angle` in degrees (those of the expert
     that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors;
-    a walker starts at most `start_turn` degrees off its way. The
+    a walker starts at most `start_turn` degrees off its way. `clauses` (each 1 … 5, in turn) makes long ways instead,
+    told in so many clauses, in houses with a corridor; `door_shares` and `start_turn` then count for nothing. The
     same arguments give the same files, whatever `num_workers` is. ValueError if the folder holds another set.
     """
     settings = Settings(
@@ -103,6 +109,7 @@ def ensure(
         float(goal_radius),
         tuple(float(share) for share in door_shares),
         float(start_turn),
+        tuple(int(count) for count in clauses),
     )
     _check(settings)
     root = Path(data_dir)
@@ -135,6 +142,10 @@ def _check(settings: Settings) -> None:
         raise ValueError("houses: val_seen_episodes need train_scenes: give some or set val_seen_episodes to 0")
     if not settings.door_shares or min(settings.door_shares) < 0 or not sum(settings.door_shares):
         raise ValueError(f"houses: door_shares {settings.door_shares}: use shares of 0, 1, 2, … doors, not all 0")
+    if not all(1 <= count <= MOST_CLAUSES for count in settings.clauses):
+        raise ValueError(f"houses: clauses {settings.clauses}: use numbers of clauses from 1 to {MOST_CLAUSES}")
+    if settings.clauses and 90 % settings.turn_angle:
+        raise ValueError(f"houses: turn_angle {settings.turn_angle}: long ways need one that divides 90 degrees")
     if not 0 <= settings.start_turn <= 180:
         raise ValueError(f"houses: start_turn {settings.start_turn}: use 0 to 180 degrees")
     if not 1 <= settings.turn_angle <= 90 or not 0.05 <= settings.forward_step <= 0.5:
@@ -150,7 +161,7 @@ def _is_made(folder: Path, settings: Settings) -> bool:
         return False
     manifest = folder / _MANIFEST
     try:
-        found = dict(json.loads(manifest.read_bytes()))
+        found = {"clauses": [], **json.loads(manifest.read_bytes())}  # older sets have short ways
     except (OSError, ValueError, TypeError):
         found = {}
     wanted = json.loads(json.dumps(asdict(settings)))
@@ -184,7 +195,7 @@ def _make(settings: Settings, scratch: Path, num_workers: int) -> None:
             bar.update()
     number = 0
     for split, entries in splits.items():
-        _write_split(scratch / "episodes" / split, split, entries, number)
+        _write_split(scratch / "episodes" / split, split, entries, number, _word_index(bool(settings.clauses)))
         number += len(entries)
     for folder in ("scenes", "episodes"):
         text = json.dumps(asdict(settings), indent=2) + "\n"
@@ -220,9 +231,14 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
     style = get_style(settings.style)
     for attempt in range(100):
         rng = np.random.default_rng([settings.seed, int(job.unseen), job.index, attempt])
-        world = make_world(rng, style, job.scenes / job.house, job.house)
-        made = {split: _draw_episodes(rng, world, job, count) for split, count in job.wanted.items()}
-        if all(len(made[split]) == count for split, count in job.wanted.items()):
+        world = make_world(rng, style, job.scenes / job.house, job.house, corridor=bool(settings.clauses))
+        draw = _draw_long if settings.clauses else _draw_episodes
+        made: dict[str, list[dict]] = {}
+        for split, count in job.wanted.items():
+            made[split] = draw(rng, world, job, count)
+            if len(made[split]) < count:
+                break
+        else:
             return made
     raise RuntimeError(f"houses: no episodes found for house {job.house} of seed {settings.seed}; try another seed")
 
@@ -258,38 +274,60 @@ def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int
     return episodes
 
 
+def _draw_long(rng: np.random.Generator, world: World, job: _Job, count: int) -> list[dict]:
+    """Up to `count` episodes with long ways, their numbers of clauses in turn."""
+    settings = job.settings
+    episodes: list[dict] = []
+    for number in range(count):
+        clauses = settings.clauses[(number + job.index) % len(settings.clauses)]
+        for _ in range(_LONG_TRIES):
+            told = draw_told_way(rng, world, clauses, settings.forward_step, settings.turn_angle)
+            if told is not None:
+                way, text, geodesic = told
+                doors = sum(leg.door is not None for leg in way.legs)
+                info = {"geodesic_distance": round(geodesic, 4), "doors": doors, "clauses": clauses}
+                episodes.append(_entry(job, way.points, way.heading, way.walk, text, info))
+                break
+        else:
+            break  # the house has no such way: no need to look for others
+    return episodes
+
+
 def _episode(rng: np.random.Generator, world: World, route: Route, job: _Job) -> dict:
+    """An episode with a short way."""
+    text, clauses = write_instruction(rng, world.plan, route, job.settings.turn_angle)
+    info = {"geodesic_distance": round(route.geodesic, 4), "doors": len(route.crossings), "clauses": clauses}
+    return _entry(job, route.points, route.heading, route.walk, text, info)
+
+
+def _entry(job: _Job, path: np.ndarray, heading: float, walk: Walk, text: str, info: dict) -> dict:
     """An episode of the R2R-CE schema, ids still missing."""
     settings = job.settings
-    text, clauses = write_instruction(rng, world.plan, route, settings.turn_angle)
-    info = {"geodesic_distance": round(route.geodesic, 4), "doors": len(route.crossings), "clauses": clauses}
-    points = [[float(v) for v in p] for p in route.points]
-    actions = route.walk.actions
-    locations = [[round(v, 4) for v in p] for p in route.walk.locations]
+    points = [[float(v) for v in p] for p in path]
+    actions = walk.actions
+    locations = [[round(v, 4) for v in p] for p in walk.locations]
+    index = _word_index(bool(settings.clauses))
     return {
         "scene_id": f"{settings.name}/{job.house}/{job.house}.glb",
         "start_position": points[0],
-        "start_rotation": [0.0, math.sin(route.heading / 2), 0.0, math.cos(route.heading / 2)],
+        "start_rotation": [0.0, math.sin(heading / 2), 0.0, math.cos(heading / 2)],
         "info": info,
         "goals": [{"position": points[-1], "radius": settings.goal_radius}],
-        "instruction": {
-            "instruction_text": text,
-            "instruction_tokens": [_word_index()[w] for w in words_of(text)],
-        },
+        "instruction": {"instruction_text": text, "instruction_tokens": [index[w] for w in words_of(text)]},
         "reference_path": points,
         "gt": {"locations": locations, "actions": actions, "forward_steps": actions.count(FORWARD)},
     }
 
 
 @functools.cache
-def _word_index() -> dict[str, int]:
-    """Number of every word of the vocabulary, the same in every set."""
-    return {word: k for k, word in enumerate(_SPECIAL_WORDS + vocabulary())}
+def _word_index(long: bool) -> dict[str, int]:
+    """Number of every word of the vocabulary, the same in every set of short and in every set of long ways."""
+    words = directions.vocabulary() if long else vocabulary()
+    return {word: k for k, word in enumerate(_SPECIAL_WORDS + words)}
 
 
-def _write_split(folder: Path, split: str, entries: list[dict], first: int) -> None:
+def _write_split(folder: Path, split: str, entries: list[dict], first: int, index: dict[str, int]) -> None:
     """Write `{split}.json.gz` and `{split}_gt.json.gz`; ids count from `first` + 1."""
-    index = _word_index()
     words = list(index)
     episodes, truth = [], {}
     for number, entry in enumerate(entries, start=first + 1):

@@ -8,7 +8,7 @@ import numpy as np
 from habitat_embedded_sim.navmesh import NavGrid
 
 STOP, FORWARD, LEFT, RIGHT = 0, 1, 2, 3  # as in the ground truth of R2R-CE
-_REACHED = 0.2  # a corner of the path this near is passed, metres
+_REACHED = 0.2  # a corner of the path this near is passed by default, metres
 _CLOSE = 0.6  # in forward steps: nearer to the goal, another step would lead away from it
 _CLOSE_ENOUGH = 1.6  # in forward steps: so near the goal, the expert stops rather than turn again
 _SLACK = (
@@ -52,28 +52,36 @@ def bearing(heading: float, dx: float, dz: float) -> float:
     return wrap(math.atan2(-dx, -dz) - heading)
 
 
-def walk(grid: NavGrid, points: np.ndarray, heading: float, forward_step: float, turn_angle: float) -> Walk | None:
+def walk(
+    grid: NavGrid,
+    points: np.ndarray,
+    heading: float,
+    forward_step: float,
+    turn_angle: float,
+    reached: float = _REACHED,
+) -> Walk | None:
     """Follow the path points [N, 3] (metres) from its start; None when something is in the way.
 
-    `turn_angle` in degrees. Ends within _CLOSE_ENOUGH forward steps of the last point. Few turns are preferred to the
-    straightest line, because a walker that corrects its heading at every step is hard to imitate.
+    `turn_angle` in degrees; a corner of the path that is `reached` metres away is passed.
+    Ends within _CLOSE_ENOUGH forward steps of the last point. Few turns are preferred to the straightest line, because
+    a walker that corrects its heading at every step is hard to imitate.
     """
     for slack in _SLACK:
-        steps = _walk(grid, points, heading, forward_step, math.radians(turn_angle), slack)
+        steps = _walk(grid, points, heading, forward_step, math.radians(turn_angle), slack, reached)
         if steps is not None:
             return steps
     return None
 
 
 def _walk(
-    grid: NavGrid, points: np.ndarray, heading: float, forward_step: float, turn: float, slack: float
+    grid: NavGrid, points: np.ndarray, heading: float, forward_step: float, turn: float, slack: float, reached: float
 ) -> Walk | None:
     position = np.asarray(points[0], dtype=np.float32)
     actions: list[int] = []
     positions, headings = [position], [heading]
     target, last = 1, len(points) - 1
     while len(actions) < _MAX_ACTIONS:
-        while target < last and _flat(points[target] - position) < _REACHED:
+        while target < last and _flat(points[target] - position) < reached:
             target += 1
         way = points[target] - position
         error = bearing(heading, float(way[0]), float(way[2]))

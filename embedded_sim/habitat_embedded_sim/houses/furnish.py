@@ -56,7 +56,7 @@ def furnish(rng: np.random.Generator, plan: Plan) -> list[Piece]:
                 break
             colour = _pick_colour(rng, plan.style, room, kind, pieces)
             if colour:
-                piece = _place(rng, plan, room, kind, colour, pieces)
+                piece = place_piece(rng, plan, room, kind, colour, pieces)
                 if piece:
                     pieces.append(piece)
     return pieces
@@ -75,7 +75,7 @@ def _pick_colour(rng: np.random.Generator, style: Style, room: Room, kind: str, 
     return str(rng.choice(free)) if free else None
 
 
-def _place(
+def place_piece(
     rng: np.random.Generator, plan: Plan, room: Room, name: str, colour: str, pieces: list[Piece]
 ) -> Piece | None:
     """A place for the piece that blocks nothing, or None after some tries."""
@@ -115,7 +115,7 @@ def _wall_spot(rng: np.random.Generator, room: Room, kind: Kind) -> tuple[int, f
     else:
         z = round(inside.z0 + place, 3)
         x = round(inside.x0 + _WALL_GAP if turns == 1 else inside.x1 - _WALL_GAP, 3)
-    return turns, x, z, _footprint(kind, turns, x, z)
+    return turns, x, z, footprint_of(kind, turns, x, z)
 
 
 def _free_spot(rng: np.random.Generator, room: Room, kind: Kind) -> tuple[int, float, float, Rect] | None:
@@ -128,10 +128,11 @@ def _free_spot(rng: np.random.Generator, room: Room, kind: Kind) -> tuple[int, f
     cz = float(rng.uniform(area.z0 + d / 2, area.z1 - d / 2))
     dx, dz = ((0, 1), (1, 0), (0, -1), (-1, 0))[turns]
     x, z = round(cx - dx * kind.depth / 2, 3), round(cz - dz * kind.depth / 2, 3)
-    return turns, x, z, _footprint(kind, turns, x, z)
+    return turns, x, z, footprint_of(kind, turns, x, z)
 
 
-def _footprint(kind: Kind, turns: int, x: float, z: float) -> Rect:
+def footprint_of(kind: Kind, turns: int, x: float, z: float) -> Rect:
+    """Where a piece of the kind stands whose back's middle is at (x, z), after its quarter turns."""
     half, depth = kind.width / 2, kind.depth
     return (
         Rect(x - half, z, x + half, z + depth),

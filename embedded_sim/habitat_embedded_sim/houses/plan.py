@@ -144,7 +144,7 @@ def make_plan(rng: np.random.Generator, style: Style) -> Plan:
             break
     rooms = [Room(index, rect) for index, rect in enumerate(rects)]
     _decorate(rng, rooms, doors, style)
-    return Plan(style, outline, rooms, doors, _make_windows(rng, rooms, outline))
+    return Plan(style, outline, rooms, doors, make_windows(rng, rooms, outline))
 
 
 def _split(rng: np.random.Generator, outline: Rect, wanted: int) -> list[Rect]:
@@ -216,7 +216,8 @@ def _decorate(rng: np.random.Generator, rooms: list[Room], doors: list[Door], st
         room.floor = str(rng.choice(["tile", "stone"] if wet else ["wood", "wood", "carpet", "carpet", "stone"]))
 
 
-def _make_windows(rng: np.random.Generator, rooms: list[Room], outline: Rect) -> list[Window]:
+def make_windows(rng: np.random.Generator, rooms: list[Room], outline: Rect) -> list[Window]:
+    """Draw a window on some of the outer walls."""
     windows = []
     for room in rooms:
         r = room.rect

@@ -70,7 +70,7 @@ def draw_goal(rng: np.random.Generator, world: World, used: dict[str, int]) -> G
     rarity = np.array([0.25 ** used.get(piece.name, 0) for piece in world.pieces])
     index = int(rng.choice(len(world.pieces), p=rarity / rarity.sum()))
     piece = world.pieces[index]
-    places = _places_before(rng, world, piece)
+    places = places_before(rng, world, piece)
     return Goal(piece, world.piece_ids[index], places) if len(places) else None
 
 
@@ -99,7 +99,7 @@ def draw_route(
     heading = math.atan2(-first[0], -first[2]) + _draw_turn(rng, start_turn)
     heading = round(math.atan2(math.sin(heading), math.cos(heading)), 6)
     steps = walk(world.grid, points, heading, forward_step, turn_angle)
-    if steps is None or not _sees_goal(world, steps, goal):
+    if steps is None or not sees_goal(world, steps, goal):
         return None
     crossings = _find_crossings(world, steps)
     if crossings is None or len(crossings) != doors:
@@ -139,10 +139,10 @@ def _draw_start(rng: np.random.Generator, world: World, goal: Goal, doors: int) 
     return None
 
 
-def _places_before(rng: np.random.Generator, world: World, piece: Piece) -> np.ndarray:
-    """Free points [K, 3] in the piece's room, one stop gap away from it; half of the time only at its front."""
+def places_before(rng: np.random.Generator, world: World, piece: Piece, front_only: bool = False) -> np.ndarray:
+    """Free points [K, 3] in the piece's room, one stop gap away from it; without `front_only` so half of the time."""
     gap = float(rng.uniform(*_STOP_GAP))
-    front_only = bool(rng.random() < 0.6)
+    front_only = front_only or bool(rng.random() < 0.6)
     r, places = piece.footprint, []
     for share in (0.2, 0.5, 0.8):
         x, z = r.x0 + share * r.width, r.z0 + share * r.depth
@@ -185,7 +185,7 @@ def pixels(world: World, steps: Walk, step: int, semantic_id: int) -> int:
     return world.seen(x, y, z, float(steps.headings[step])).get(semantic_id, 0)
 
 
-def _sees_goal(world: World, steps: Walk, goal: Goal) -> bool:
+def sees_goal(world: World, steps: Walk, goal: Goal) -> bool:
     """Whether the landmark lies ahead when the walker stops, shows then, and showed in a frame just before."""
     last = len(steps.actions) - 1
     x, _, z = (float(v) for v in steps.positions[last])

@@ -8,9 +8,11 @@ import numpy as np
 
 from habitat_embedded_sim.bvh import Bvh
 from habitat_embedded_sim.houses.building import build
+from habitat_embedded_sim.houses.corridor import furnish_corridor_plan, make_corridor_plan
 from habitat_embedded_sim.houses.furnish import Piece, furnish
 from habitat_embedded_sim.houses.glb import glb_bytes, semantic_ply, semantic_text
 from habitat_embedded_sim.houses.plan import Plan, make_plan
+from habitat_embedded_sim.houses.plan_file import write_plan
 from habitat_embedded_sim.houses.scene import SceneObject
 from habitat_embedded_sim.houses.style import Style
 from habitat_embedded_sim.mesh import Mesh
@@ -27,8 +29,7 @@ class World:
 
     def __init__(self, plan: Plan, pieces: list[Piece], objects: list[SceneObject], mesh: Mesh) -> None:
         self.plan, self.pieces = plan, pieces
-        names = {item.category: item.semantic_id for item in objects}
-        self.piece_ids = [names[piece.name] for piece in pieces]
+        self.piece_ids = [item.semantic_id for item in objects[len(objects) - len(pieces) :]]  # they are built last
         self.grid = NavGrid.build(mesh.vertices, mesh.faces)
         self.wide = NavGrid.build(mesh.vertices, mesh.faces, _WIDE)
         self._caster, self._face_ids = (
@@ -51,12 +52,17 @@ class World:
         return self.wide.is_navigable((x, 0.0, z), max_y_delta=0.1)
 
 
-def make_world(rng: np.random.Generator, style: Style, folder: Path, name: str) -> World:
-    """Draw a house and write `<name>.glb`, `<name>_semantic.txt` and `<name>_semantic.ply` into `folder`."""
-    plan = make_plan(rng, style)
-    pieces = furnish(rng, plan)
+def make_world(rng: np.random.Generator, style: Style, folder: Path, name: str, corridor: bool = False) -> World:
+    """Draw a house and write `<name>.glb`, `<name>_semantic.txt` and `<name>_semantic.ply` into `folder`.
+
+    With `corridor` one for long ways, and `<name>_plan.json` as well.
+    """
+    plan = make_corridor_plan(rng, style) if corridor else make_plan(rng, style)
+    pieces = furnish_corridor_plan(rng, plan) if corridor else furnish(rng, plan)
     objects = build(plan, pieces)
     folder.mkdir(parents=True, exist_ok=True)
+    if corridor:
+        write_plan(folder / f"{name}_plan.json", plan, pieces)
     (folder / f"{name}.glb").write_bytes(glb_bytes(objects))
     (folder / f"{name}_semantic.txt").write_text(semantic_text(objects), encoding="utf-8")
     (folder / f"{name}_semantic.ply").write_bytes(semantic_ply(objects))
