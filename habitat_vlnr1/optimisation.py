@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -50,9 +50,15 @@ ROLLOUTS = ("grammar", "trl")
 TRL_KEYWORDS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What TRL calls every reward with."""
 RECORD_COLUMNS = ("actions",)
-"""… and what it adds: recorded actions, all right answers to a question, or of a walk its episode and measures."""
+"""… and what it adds: recorded actions …"""
 QUESTION_COLUMNS = ("answers",)
+"""… or all right answers to a question …"""
+HEADWAY = "headway"
+HEADWAY_COLUMNS = (HEADWAY, "split", "episode_id", "taken")
+"""… and, where a reward asks for it, how far each action of the answer leads on (`sim.headway`), with the episode and
+what was done in it before; …"""
 WALK_COLUMNS = ("scene_id", "episode_id", "start_distance", "success", "spl", "ndtw", "distance_to_goal")
+"""… or of a walk its episode and measures."""
 
 
 def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
@@ -70,6 +76,8 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
     rows = [plain(reward) for reward in config.vlnr1.rft.rewards]
     functions = [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
     columns = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
+    if config.vlnr1.rft.online is None and asks_for_headway(functions):
+        columns += HEADWAY_COLUMNS
     if config.vlnr1.data.rft_questions:
         columns = QUESTION_COLUMNS
         if config.vlnr1.rft.online is not None or config.vlnr1.rft.rollout != "trl":
@@ -82,11 +90,22 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
     return functions
 
 
+def asks_for_headway(rewards: Sequence[Callable[..., Any]]) -> bool:
+    """Whether a reward names the column `headway`."""
+    return any(HEADWAY in _parameters(reward) for reward in rewards)
+
+
+def _parameters(reward: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(reward).parameters
+    except (TypeError, ValueError):  # some callables written in C do not say
+        return {}
+
+
 def _check_call(place: str, function: Callable[..., Any], columns: Sequence[str]) -> None:
     """ValueError where a reward cannot be called as TRL does: all by keyword, with the data set's columns."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some callables written in C do not say
+    parameters = _parameters(function).values()
+    if not parameters:
         return
     given = {*TRL_KEYWORDS, *columns}
     known = {parameter.name for parameter in parameters if parameter.kind != parameter.POSITIONAL_ONLY}

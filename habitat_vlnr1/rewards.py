@@ -2,6 +2,7 @@
 
 Each takes the group's `completions` (texts, or chat messages) and the data set's columns by keyword, and returns one
 reward per completion. `actions` holds, per completion, the n recorded actions a*_t … a*_{t+n-1} (numbers of `Action`).
+`answer_value` looks at `headway` instead: what each action of the answer itself brings, where it was given.
 `progress` to `ndtw` are for `vlnr1.rft.online`, whose columns are a walk's measures; the last two for questions.
 
 An answer that is not exactly n valid actions earns 0: a parser that forgave a wrong count would let answers grow.
@@ -29,13 +30,14 @@ _PART = re.compile(r"([A-D])\. \S.*")
 
 def matches(completion: Any, recorded: Sequence[int]) -> list[bool] | None:
     """[a_{t+k} = a*_{t+k}] for k = 0 … n-1, or None when the completion is not exactly n actions."""
-    answered = _actions_of(completion)
+    answered = answered_actions(completion)
     if answered is None or len(answered) != len(recorded):
         return None
     return [got == want for got, want in zip(answered, recorded, strict=True)]
 
 
-def _actions_of(completion: Any) -> list[Action] | None:
+def answered_actions(completion: Any) -> list[Action] | None:
+    """The actions of an answer, however many; None where it is anything else."""
     parts = [_PART.fullmatch(part) for part in text_of(completion).strip().removesuffix(".").split(SEPARATOR)]
     return [LETTERS[part.group(1)] for part in parts] if all(parts) else None  # type: ignore[union-attr]
 
@@ -97,6 +99,31 @@ def hard(completions: Sequence[Any], actions: Sequence[Sequence[int]], **columns
     return _rewards(completions, actions, lambda hit, _: all(hit))
 
 
+def answer_value(
+    completions: Sequence[Any],
+    headway: Sequence[Sequence[float]],
+    gamma: float = 0.9,
+    wrong_stop: float = 1.0,
+    **columns: Any,
+) -> list[float]:
+    """The value of the answer where it was given: sum over k of gamma^k v_{t+k}, eq. 9 with v in the match's place.
+
+    v_{t+k} is how much nearer to the goal the action a_{t+k} leads, in steps, from where the actions before it have
+    led: 1 for going on or turning along a shortest way, -1 for the opposite; for STOP, and for every place behind
+    it, 1 within the distance of success and -`wrong_stop` outside, from where a walk cannot go back as it can from a
+    wrong step (`habitat_vlnr1.sim.headway`). On the recorded walk itself, where that is a shortest way, it is eq. 9;
+    other right ways earn as much as the recorded one, and so does a STOP anywhere inside the distance of success.
+    """
+
+    def worth(completion: Any, values: Sequence[float]) -> float:
+        actions = answered_actions(completion) or []
+        stop = actions.index(Action.STOP) if Action.STOP in actions else len(values)
+        weights = [wrong_stop if k >= stop and value < 0 else 1.0 for k, value in enumerate(values)]
+        return sum(gamma**k * weight * value for k, (weight, value) in enumerate(zip(weights, values, strict=True)))
+
+    return [worth(completion, values) for completion, values in zip(completions, headway, strict=True)]
+
+
 def progress(
     completions: Sequence[Any], distance_to_goal: Sequence[float], start_distance: Sequence[float], **columns: Any
 ) -> list[float]:
@@ -136,8 +163,9 @@ REWARDS: dict[str, Callable[..., list[float]]] = {
     "uniform": uniform,
     "linear": linear,
     "hard": hard,
+    "answer_value": answer_value,
 }
-"""Of recorded actions."""
+"""Of answers to records."""
 
 WALK_REWARDS: dict[str, Callable[..., list[float]]] = {
     "progress": progress,

@@ -6,6 +6,7 @@ from habitat_vlnr1 import rewards
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.rewards import (
     REWARDS,
+    answer_value,
     balanced,
     hard,
     linear,
@@ -45,7 +46,20 @@ def test_the_others():
     assert hard(completions, **columns) == [1, 0, 0]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+def test_the_value_of_an_answer_decays_with_the_position():
+    headway = [[1.0, -0.5, 1.0], [-1.0, -1.0, -1.0]]
+    assert answer_value([RIGHT] * 2, headway=headway, gamma=0.5) == pytest.approx([1 - 0.25 + 0.25, -1.75])
+    # A STOP where the goal is not costs more, if that is wanted; a step in a wrong direction does not.
+    stops = SPACE.format([1, 0, 0])
+    wrong = [[-1.0, -1.0, -1.0]]
+    assert answer_value([stops], headway=wrong, gamma=0.5, wrong_stop=3) == pytest.approx([-1 - 3 * 0.75])
+    assert answer_value([stops], headway=[[1.0, 1.0, 1.0]], gamma=0.5, wrong_stop=3) == pytest.approx([1.75])
+    # Equation 9 where going right is worth 1 and anything else nothing.
+    matched = [[1.0, 0.0, 0.0]]
+    assert answer_value([FIRST_ONLY], headway=matched) == time_decayed([FIRST_ONLY], actions=[RECORDED])
+
+
+@pytest.mark.parametrize("name", sorted(set(REWARDS) - {"answer_value"}))
 @pytest.mark.parametrize("text", ["", "go on", SPACE.format([1, 2]), SPACE.format([1, 2, 3, 1]), RIGHT + ", E. Fly"])
 def test_not_exactly_n_actions_earns_nothing(name, text):
     assert REWARDS[name]([text], actions=[RECORDED]) == [0.0]

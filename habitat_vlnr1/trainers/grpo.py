@@ -34,19 +34,30 @@ from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.lvlm.letters import letters_alone
 from habitat_vlnr1.lvlm.shared_prefix import share_prefixes
+from habitat_vlnr1.optimisation import HEADWAY
 from habitat_vlnr1.records import Record, Records
-from habitat_vlnr1.rewards import matches
+from habitat_vlnr1.rewards import answered_actions, matches
+from habitat_vlnr1.sim.headway import Headway
 from habitat_vlnr1.trainers.fitting import StopsWhenDiverged, last_good
 
 
 class RecordTrainer(StopsWhenDiverged, trl.GRPOTrainer):
-    """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes."""
+    """TRL's GRPOTrainer, which also logs how answers compare with the recorded actions, and where the time goes.
+
+    Args:
+        headway: walks answers ahead for rewards with that column; None where no reward has it.
+        rest: those of `trl.GRPOTrainer`.
+    """
 
     # More than TRL's annotations promise, of a trainer that has been made.
     model: Any
     args: trl.GRPOConfig
     num_generations: int
     reward_funcs: list[Any]
+
+    def __init__(self, *args: Any, headway: Headway | None = None, **rest: Any):
+        super().__init__(*args, **rest)
+        self.headway = headway
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         if "actions" in inputs[0]:  # walks have none
@@ -55,7 +66,21 @@ class RecordTrainer(StopsWhenDiverged, trl.GRPOTrainer):
             for k in range(len(inputs[0]["actions"])):
                 right = sum(hit is not None and hit[k] for hit in hits)
                 self._log_metric(f"answers/accuracy_{k + 1}", right / len(hits))
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return super()._calculate_rewards(self._walked(inputs, completions), prompts, completions, completion_ids_list)
+
+    def _walked(self, inputs: list[dict[str, Any]], completions: Sequence[Any]) -> list[dict[str, Any]]:
+        """The rows with the column `headway`; an answer that is not n actions leads nowhere, at every place."""
+        if self.headway is None:
+            return inputs
+        rows = []
+        with self._timed("headway"):
+            for row, completion in zip(inputs, completions, strict=True):
+                actions, n = answered_actions(completion) or (), len(row["actions"])
+                valid = len(actions) == n
+                where = row["split"], row["episode_id"], tuple(row["taken"])
+                walked = self.headway(*where, tuple(actions)) if valid else [-1.0] * n
+                rows.append({**row, HEADWAY: walked})
+        return rows
 
     def _generate(self, prompts: list[Any]) -> Any:
         with self._timed("rollout"):
@@ -179,7 +204,8 @@ class GroupTrainer(RecordTrainer):
         self._pending_extra_logs, self._pending_metrics = defaultdict(list), defaultdict(list)
         try:
             prompts = [row["prompt"] for row in self._inputs]
-            return trl.GRPOTrainer._calculate_rewards(self, self._inputs, prompts, texts, ids)
+            inputs = self._walked(self._inputs, texts)
+            return trl.GRPOTrainer._calculate_rewards(self, inputs, prompts, texts, ids)
         finally:
             self._pending_extra_logs, self._pending_metrics = kept
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
 from habitat_vlnr1.config import check_sources, edited
-from habitat_vlnr1.optimisation import reward_functions, rft_arguments
+from habitat_vlnr1.optimisation import asks_for_headway, reward_functions, rft_arguments
 from habitat_vlnr1.results import LeftOut, left_out_text
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, on_own_gpu, only_trainer, register_trainer
@@ -63,6 +63,7 @@ class RFTTrainer(VLNR1Trainer):
 
     def _recorded(self) -> Recorded:
         """Records drawn from each source, after the export of what is missing."""
+        from habitat_vlnr1.sim.headway import Headway
         from habitat_vlnr1.trainers.fitting import export_missing, open_records
         from habitat_vlnr1.trainers.rft_fit import Recorded, draw_records
 
@@ -72,7 +73,8 @@ class RFTTrainer(VLNR1Trainer):
         records = open_records(config, folders)
         wanted = [*config.vlnr1.data.rft_records.items(), (own, rft.held_out.records)]
         *train, held_out = draw_records(records, wanted, rft.keep_straight, config.habitat.seed)
-        return Recorded(records, [number for part in train for number in part], held_out)
+        headway = Headway(config, records.sources) if asks_for_headway(reward_functions(config)) else None
+        return Recorded(records, [number for part in train for number in part], held_out, headway)
 
     def _folders(self) -> list[tuple[str, str]]:
         """(source, split)s: what is trained on, and last what the reward is measured on."""

@@ -25,6 +25,7 @@ from habitat_vlnr1.optimisation import batch_text, lora, reward_functions, rft_a
 from habitat_vlnr1.questions import QuestionRecord
 from habitat_vlnr1.records import RecordError, Records, keep_some
 from habitat_vlnr1.results import LISTED
+from habitat_vlnr1.sim.headway import Headway
 from habitat_vlnr1.trainers.fitting import (
     CardCallback,
     last_checkpoint,
@@ -40,11 +41,19 @@ from habitat_vlnr1.trainers.online import OnlineTrainer, Walkers, first_distance
 
 @dataclass(frozen=True)
 class Recorded:
-    """Records to train on: numbers of those that are trained on, and of those that the reward is measured on."""
+    """Records to train on.
+
+    Args:
+        records: all of them.
+        train: numbers of those that are trained on.
+        held_out: numbers of those that the reward is measured on.
+        headway: what walks answers ahead, where a reward asks for it.
+    """
 
     records: Records
     train: list[int]
     held_out: list[int]
+    headway: Headway | None = None
 
     def __str__(self) -> str:
         return f"{len(self.train)} records"
@@ -118,15 +127,26 @@ def draw_questions(
     return drawn
 
 
-def rows_for_groups(records: Records, numbers: list[int]) -> Dataset:
+def columns_for_rewards(records: Records, numbers: list[int], headway: Headway | None) -> dict[str, list[Any]]:
+    """What rewards are given of each record: its answer; and for those that walk answers ahead its episode and the
+    actions before it."""
+    chosen = [records[number] for number in numbers]
+    actions = {"actions": [list(map(int, record.answer)) for record in chosen]}
+    if headway is None:
+        return actions
+    splits = {id(episode): ego.meta.get("split") or "" for ego in records.sources for episode in ego.episodes}
+    return {
+        **actions,
+        "split": [splits[id(record.episode)] for record in chosen],
+        "episode_id": [record.episode.episode_id for record in chosen],
+        "taken": [list(map(int, record.episode.actions[: record.step])) for record in chosen],
+    }
+
+
+def rows_for_groups(records: Records, numbers: list[int], headway: Headway | None = None) -> Dataset:
     """Rows for `GroupTrainer`."""
-    return Dataset.from_dict(
-        {
-            "prompt": [records.locate(number)[0].instruction for number in numbers],
-            "record": numbers,
-            "actions": [list(map(int, records[number].answer)) for number in numbers],
-        }
-    )
+    prompts = [records.locate(number)[0].instruction for number in numbers]
+    return Dataset.from_dict({"prompt": prompts, "record": numbers, **columns_for_rewards(records, numbers, headway)})
 
 
 def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
@@ -156,7 +176,9 @@ def rows_for_walks(episodes: Sequence[Any], count: int, seed: int) -> Dataset:
     )
 
 
-def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], processor: ProcessorMixin) -> Dataset:
+def rows_for_trl(
+    config: DictConfig, records: Records, numbers: list[int], processor: ProcessorMixin, headway: Headway | None = None
+) -> Dataset:
     """Rows of navigation records for plain TRL; see `chat_rows`."""
     template, space = template_of(config), action_space(config)
     chosen = [records[number] for number in numbers]
@@ -164,7 +186,7 @@ def rows_for_trl(config: DictConfig, records: Records, numbers: list[int], proce
         template.messages(record.instruction, len(record.history), records.num_actions, space) for record in chosen
     ]
     asked = [(f"episode {record.episode.episode_id}", record.instruction) for record in chosen]
-    columns = {"actions": [list(map(int, record.answer)) for record in chosen]}
+    columns = columns_for_rewards(records, numbers, headway)
     return chat_rows(prompts, [record.frames for record in chosen], asked, columns, processor)
 
 
@@ -254,11 +276,13 @@ def make_trainer(
     if isinstance(task, Asked):
         rows = [rows_for_questions(config, chosen, processor) for chosen in (task.train, task.held_out)]
         return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
+    parts = task.train, task.held_out
     if config.vlnr1.rft.rollout == "trl":
-        rows = [rows_for_trl(config, task.records, numbers, processor) for numbers in (task.train, task.held_out)]
-        return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], **shared)
-    rows = [rows_for_groups(task.records, numbers) for numbers in (task.train, task.held_out)]
-    return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], records=task.records, **ours)
+        rows = [rows_for_trl(config, task.records, part, processor, task.headway) for part in parts]
+        return RecordTrainer(train_dataset=rows[0], eval_dataset=rows[1], headway=task.headway, **shared)
+    rows = [rows_for_groups(task.records, part, task.headway) for part in parts]
+    ours |= {"records": task.records, "headway": task.headway}
+    return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], **ours)
 
 
 def fit(config: DictConfig, start: str, task: Recorded | Asked | Online) -> None:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder
 from habitat_vlnr1.optimisation import reward_functions, rft_arguments
 from habitat_vlnr1.prompt import get_template
@@ -390,6 +391,34 @@ def test_own_rewards_are_called_as_trl_calls_them_in_the_held_out_evaluation_too
     totals = [sum((names.index(name) + 1) * (value or 0) for name, value in row.items()) for row in per_row]
     assert logged["greedy_reward"] == pytest.approx(np.mean(totals), rel=1e-5)
     assert len(trainer._logs["extra"]["length"]) == 8  # of the sampled answers alone
+
+
+def test_answers_are_walked_ahead_for_a_reward_that_asks_for_it(configured):
+    asked = set()
+
+    def headway(split, episode_id, taken, answer):
+        asked.add((split, episode_id, taken))
+        return [1.0 if action == Action.LEFT else -1.0 for action in answer]
+
+    config = configured("vlnr1.rft.rewards=[{name: answer_value, weight: 1.0, gamma: 0.5}]")
+    records = open_records(config, [("embedded", "train")])
+    trainer = make_trainer(config, check_start(config), None, Recorded(records, [2, 9], [5], headway))
+    trainer.model.eval()
+    inputs = trainer._generate_and_score_completions(rows(trainer))
+    episodes = records.episodes
+    assert asked == {("", "0", episodes[0].actions[:2]), ("", "1", episodes[1].actions[:1])}
+
+    def worth(text):
+        return sum(0.5**k * (1 if action == Action.LEFT else -1) for k, action in enumerate(SPACE.parse(text, 6)))
+
+    decode = trainer.processing_class.tokenizer.decode
+    earned = np.array([worth(decode(ids, skip_special_tokens=True)) for ids in answers_of(inputs)]).reshape(2, 4)
+    wanted = (earned - earned.mean(1, keepdims=True)) / (earned.std(1, ddof=1, keepdims=True) + 1e-4)  # eq. 3
+    assert len(set(earned.ravel())) > 1
+    assert inputs["advantages"].numpy() == pytest.approx(wanted.ravel(), abs=1e-4)
+    likeliest = trainer.decoder.decode([trainer._prompt(number) for number in (2, 9)], greedy=True)
+    greedy = trainer._metrics["eval"]["greedy_rewards/answer_value"][-1]
+    assert greedy == pytest.approx(np.mean([worth(answer.text) for answer in likeliest]))
 
 
 @pytest.mark.parametrize(
