@@ -115,7 +115,7 @@ def names(group):
     return sorted(file.stem for file in group.glob("*.yaml"))
 
 
-TASKS = [name for name in names(SIM_GROUPS / "task") if name != "vln" and not name.endswith("_test")]
+TASKS = [name for name in names(SIM_GROUPS / "task") if name != "vln" and not name.endswith(("_test", "_eqa"))]
 
 
 def test_two_tasks_or_protocols_never_share_a_folder():

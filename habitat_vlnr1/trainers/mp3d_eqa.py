@@ -83,8 +83,8 @@ class MP3DEQATrainer(BaseTrainer):
         make_scenes(config)
         split = config.habitat.dataset.split
         decoder, identity = make_text_decoder(config)
-        shown = {name: repr(memory) for name, memory in memories.items()}
-        identity |= {"data": self._digest(split), "memories": shown}
+        named = {name: repr(memory) for name, memory in memories.items()}
+        identity |= {"data": self._digest(split), "memories": named}
         folder = Path(config.vlnr1.results_dir) / config.vlnr1.task.name
         _claim(folder / split, json.loads(json.dumps(identity)))
         rows = {row: Answers.open(folder / split / f"{row}.jsonl") for row in config.vlnr1.eqa.rows}

@@ -9,7 +9,7 @@ from habitat_vlnr1.errors import MissingFileError, RecordError
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator
 from habitat_vlnr1.questions import Question, write_questions
-from habitat_vlnr1.records import VLNEgo
+from habitat_vlnr1.records import VLNEgo, keep_some
 from habitat_vlnr1.trainers.eqa import answer_open_eqa, answer_rows
 from habitat_vlnr1.trainers.fitting import open_records
 from habitat_vlnr1.trainers.mixture import mixed, open_more
@@ -68,6 +68,14 @@ def test_navigation_and_questions_share_a_batch_with_the_loss_on_answers_only(ho
             batch = SFTCollator(encoder, mixture.__getitem__)([{"index": [index]}])
             labels = batch["labels"][batch["labels"] >= 0].tolist()
             assert encoder.tokenizer.decode(labels) == f"{words}<|im_end|>"
+
+
+def test_navigation_alone_is_drawn_as_ever(home, monkeypatch):
+    with inside(home, monkeypatch):
+        config = settings("~vlnr1.data.questions.embedded", "~vlnr1.data.weights.embedded")
+        records = open_records(config, [("embedded", "train")])
+        rows = mixed(config, records, open_more(config)).rows(0)
+        assert rows["index"] == records.rows(8, keep_some(6, config.vlnr1.sft.keep_straight, config.habitat.seed))
 
 
 def test_it_trains_and_answers_in_every_row(home, monkeypatch, capsys):
