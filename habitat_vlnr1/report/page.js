@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const PAGE = 200; // rows of the list that are made at once
-const RATES = ["SR", "OS"];
+const RATES = ["SR", "OS", "frames"]; // values that are shown as yes or no
 
 function make(tag, cls, ...inside) {
   const node = document.createElement(tag);
@@ -100,10 +100,13 @@ const COLUMNS = [
   ...["SR", "OS", "NE"].filter(has).map((metric) => ({ key: metric, name: metric, get: (e) => value(e, metric) })),
   { key: "steps", name: "Steps", get: (e) => value(e, "steps") },
 ];
+const filmed = (episode) => +Object.values(episode.walks).some((walk) => Object.keys(walk.frames || {}).length > 0);
+const someFilmed = new Set(data.episodes.map(filmed)).size > 1;
+if (someFilmed) COLUMNS.push({ key: "frames", name: "Frames", title: "whether frames are kept here", get: filmed });
 if (judged && policies.length > 1) {
   COLUMNS.push({ key: "differ", name: policies.length > 6 ? "Differ" : "All", title: "every policy's outcome; sorted by where those side by side differ", get: difference });
 }
-const view = { focus: policies[0], beside: [], sort: "id", down: false, limit: PAGE, episode: null, step: 0, timer: null, filmed: null };
+const view = { focus: policies[0], beside: [], sort: "id", down: false, limit: PAGE, episode: null, step: 0, timer: null, films: [] };
 
 function options(select, pairs) {
   for (const [key, text] of pairs) select.append(new Option(text, key));
@@ -121,6 +124,7 @@ function startList() {
   options($("focus"), policies.map((p) => [p, p]));
   options($("outcome"), judged ? [["", "any outcome"], ["good", "success"], ["bad", "failure"], ["near", "was there, did not stop"], ["differ", "outcomes differ"]] : []);
   $("focus").value = view.focus;
+  if (someFilmed && !judged) Object.assign(view, { sort: "frames", down: true });
   if (COLUMNS.some((c) => c.key === "differ")) Object.assign(view, { sort: "differ", down: true });
   for (const id of ["words", "group", "scene", "outcome"]) {
     $(id).addEventListener(id === "words" ? "input" : "change", () => { view.limit = PAGE; showList(); });
@@ -159,7 +163,7 @@ function showList() {
     cell.dataset.key = column.key;
     cell.tabIndex = 0;
     const sort = () => {
-      Object.assign(view, { down: view.sort === column.key ? !view.down : column.key === "differ", sort: column.key });
+      Object.assign(view, { down: view.sort === column.key ? !view.down : ["differ", "frames"].includes(column.key), sort: column.key });
       showList();
     };
     cell.addEventListener("click", sort);

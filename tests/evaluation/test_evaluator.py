@@ -208,6 +208,9 @@ def test_several_policies_on_the_same_episodes_make_one_table(tmp_path, capsys):
     assert printed.startswith("protocol toy: ") and "| oracle" in printed
     saved = json.loads((tmp_path / "oracle" / "val" / "summary.json").read_text())
     assert saved["SR"] == 1.0 and saved["protocol"]["turn_angle"] == 30
+    page = (tmp_path / "report.html").read_text()
+    assert f"report: {tmp_path / 'report.html'}" in printed and all(f'"{name}"' in page for name in policies)
+    assert page.count('"reference":') == 4 and "data:image/jpeg" in page and len(list(tmp_path.rglob("walks/*"))) == 12
 
 
 def test_the_expert_works_only_for_policies_that_need_it(tmp_path):

@@ -13,6 +13,7 @@ from habitat_vlnr1.register import register
 from tests.interchange.test_sharegpt import ACTIONS, release
 from tests.interchange.test_submission import WALK
 from tests.paths import CONFIGS
+from tests.report.sample import write_results
 
 
 def run(name, *overrides):
@@ -70,9 +71,17 @@ def test_card_and_view_stand_in_the_folder(ego):
     (ego / "view.png").unlink()
     convert("view", ego)
     assert (ego / "view.png").is_file()
+    assert "Don't stop." in (ego / "report.html").read_text()
     (ego / "README.md").unlink()
     convert("card", ego)
     assert "| episodes | 2 in 1 scenes |" in (ego / "README.md").read_text()
+
+
+def test_view_of_results(tmp_path):
+    convert("view", write_results(tmp_path, {"model": 1}, episodes=1), output=tmp_path / "seen")
+    assert '"policies":["model"]' in (tmp_path / "seen/report.html").read_text()
+    with pytest.raises(RecordError, match=r"no VLN-Ego data in .*nothing"):
+        convert("view", tmp_path / "nothing")
 
 
 def test_skipped_episodes_are_listed(tmp_path, capsys):
