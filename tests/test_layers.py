@@ -10,7 +10,8 @@ from tests.paths import ROOT
 
 FLOORS = (
     ("errors", "lookup", "actions", "memory", "prompt", "rewards"),
-    ("files", "frame_files", "lock", "records", "episode_writer", "frame_store", "observations", "weights"),
+    ("files", "frame_files", "lifetime", "lock",
+     "records", "episode_writer", "frame_store", "observations", "weights"),
     ("results", "episode_log", "lvlm"),
     ("config", "optimisation", "settings", "obs_transform"),
     ("sim",),
@@ -19,7 +20,7 @@ FLOORS = (
     ("interchange",),
     ("trainers",),
     ("register",),
-)
+)  # fmt: skip
 """Bottom up. A room imports from its own floor and from those below."""
 VOCABULARY = FLOORS[0] + FLOORS[1]
 APART = ({"sim", "lvlm"}, {"doctor", "evaluation"})
