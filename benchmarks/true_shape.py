@@ -1,11 +1,13 @@
 """What a Qwen-VL of the real shape takes: random weights in bfloat16, the largest prompt (16 history frames of 256²).
 
-    python benchmarks/true_shape.py [--model qwen2_vl_2b | qwen2_5_vl_3b | …] [--layers 4] [--json out.json]
+    python benchmarks/true_shape.py [--model qwen2_vl_2b | qwen2_5_vl_3b | …] [--layers 4] [--parts disk group] \
+        [--json out.json]
 
 Building, saving, loading, a decision under the grammar and in free text, a LoRA SFT step, and a step on a group of
 --generations answers of one prompt as GRPO takes it (drawn, rewarded, weighted by advantage, the prompt run once;
-without KL and without TRL's trainer). --layers keeps so many layers of both halves, where the whole is too slow. One
-row a measure: seconds, and the process's peak memory so far. On a machine with a GPU: benchmarks/gpu.py.
+without KL and without TRL's trainer). --layers keeps so many layers of both halves, where the whole is too slow;
+--parts measures some of it only. One row a measure: seconds, and the process's peak memory so far. On a machine with a
+GPU: benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ MODELS: dict[str, tuple[str, Facts, Facts]] = {
     ),
 }  # fmt: skip
 """Name → model type, language model, vision tower, as their config.json has them."""
+PARTS = ("disk", "decision", "free", "sft", "group")
+"""Saving and loading; a decision under the grammar; in free text; a step of each stage."""
 
 
 def shape(name: str, layers: int | None) -> PretrainedConfig:
@@ -109,12 +113,14 @@ class Table:
 
 
 def made_and_loaded(table: Table, options: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and its processor, after a way over the disk."""
+    """The model and its processor, after a way over the disk where that is measured."""
     config = shape(options.model, options.layers)
 
     def build() -> tuple[Any, Any]:
         return build_shape(config, [WORDS], space=SPACE, image_size=options.side, seed=1)
 
+    if "disk" not in options.parts:
+        return table.measure("build", build)
     with tempfile.TemporaryDirectory() as folder:
         path, card, made = Path(folder) / "model", checkpoint.ModelCard(), [table.measure("build", build)]
         table.measure("save", lambda: checkpoint.save(path, made[0][0], made[0][1], card))
@@ -122,13 +128,15 @@ def made_and_loaded(table: Table, options: argparse.Namespace) -> tuple[Any, Any
         return table.measure("load", lambda: checkpoint.load(path, dtype="bfloat16"))
 
 
-def decisions(table: Table, model: Any, encoder: PromptEncoder, prompt: Prompt) -> None:
+def decisions(table: Table, model: Any, encoder: PromptEncoder, prompt: Prompt, parts: Sequence[str]) -> None:
     """One answer to a new prompt, and one with its frames encoded already, under the grammar; then free text."""
-    decoder = ActionDecoder(model, encoder)
-    table.measure("decision, constrained", lambda: decoder.decode([prompt]))
-    table.measure("… frames known", lambda: decoder.decode([prompt]))
-    free = ActionDecoder(model, encoder, constrained=False)
-    table.measure("decision, free text", lambda: free.decode([prompt]))
+    if "decision" in parts:
+        decoder = ActionDecoder(model, encoder)
+        table.measure("decision, constrained", lambda: decoder.decode([prompt]))
+        table.measure("… frames known", lambda: decoder.decode([prompt]))
+    if "free" in parts:
+        free = ActionDecoder(model, encoder, constrained=False)
+        table.measure("decision, free text", lambda: free.decode([prompt]))
 
 
 class Training:
@@ -207,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="qwen2_vl_2b")
     parser.add_argument("--layers", type=int, help="of the language model and of the vision tower; default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; default: all")
     parser.add_argument("--frames", type=int, default=17, help="history and the current one")
     parser.add_argument("--side", type=int, default=256, help="pixels of a frame's side")
     parser.add_argument("--generations", type=int, default=4)
@@ -222,10 +231,13 @@ def main() -> None:
     prompt = Prompt(WORDS, frames, list(range(options.frames)))
     length = len(encoder.query(prompt.instruction, prompt.frames, prompt.keys).ids)
     print(f"{options.model}: {size:,} parameters, a prompt of {length} tokens, {torch.get_num_threads()} thread(s)")
-    decisions(table, model, encoder, prompt)
-    training = Training(model, encoder, prompt, options.generations)
-    table.measure("SFT step, LoRA", training.sft)
-    table.measure(f"group step, G = {options.generations}", training.group)
+    decisions(table, model, encoder, prompt, options.parts)
+    if {"sft", "group"} & set(options.parts):
+        training = Training(model, encoder, prompt, options.generations)
+    if "sft" in options.parts:
+        table.measure("SFT step, LoRA", training.sft)
+    if "group" in options.parts:
+        table.measure(f"group step, G = {options.generations}", training.group)
     if options.json:
         about = {"model": options.model, "layers": options.layers, "parameters": size, "prompt_tokens": length}
         options.json.write_text(json.dumps(about | {"rows": table.rows}, indent=2) + "\n")

@@ -28,16 +28,17 @@ class EpisodeWriter:
         meta: what is exported; an existing folder must have been made with the same. `packed` packs the frames of
             each episode into one file.
         shard: names this process's file `episodes-<shard>.jsonl` when several write into one folder.
+        patient: wait for another process that writes this shard, as long as it takes.
 
     Raises:
         RecordError: the folder was made from something else.
         FolderInUse: another process writes this shard.
     """
 
-    def __init__(self, root: str | os.PathLike[str], meta: dict[str, Any], shard: str = ""):
+    def __init__(self, root: str | os.PathLike[str], meta: dict[str, Any], shard: str = "", *, patient: bool = False):
         self.root = Path(root)
         self.file = self.root / (f"episodes-{shard}.jsonl" if shard else "episodes.jsonl")
-        self._lock = FolderLock(self.root, self.file.stem)
+        self._lock = FolderLock(self.root, self.file.stem, patient=patient)
         try:
             self._open(meta)
         except BaseException:

@@ -33,13 +33,14 @@ class FolderLock:
     Args:
         folder: made if it is not there.
         name: of what is locked in it; a folder that several fill together has a lock for each one's part.
+        patient: wait for a holder as long as it takes, with a line that says so: for what it makes once for all.
 
     Raises:
         FolderInUse: another process holds it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], name: str = "run"):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], name: str = "run", *, patient: bool = False):
+        self.folder, self._patient = Path(folder), patient
         self.folder.mkdir(parents=True, exist_ok=True)
         self._holder = self.folder / f".{name}.holder.json"
         self._lock = self._acquire(self.folder / f".{name}.lock")
@@ -51,10 +52,14 @@ class FolderLock:
         try:
             lock.acquire(timeout=WAIT)
         except Timeout:
-            raise FolderInUse(
-                f"{self.folder} is being written by {self._who(path)}: wait for its end, or end it (the lock {path} "
-                "goes with the process), or choose another folder"
-            ) from None
+            busy = f"{self.folder} is being written by {self._who(path)}"
+            if not self._patient:
+                raise FolderInUse(
+                    f"{busy}: wait for its end, or end it (the lock {path} goes with the process), or choose another "
+                    "folder"
+                ) from None
+            print(f"{busy}: waiting for its end", flush=True)
+            lock.acquire(poll_interval=0.5)
         return lock
 
     def alone(self, others: str, but: str) -> None:

@@ -10,8 +10,8 @@ from tests.paths import ROOT
 
 FLOORS = (
     ("errors", "lookup", "actions", "memory", "prompt", "rewards", "qa_metrics"),
-    ("files", "frame_files", "lock", "records", "questions", "episode_writer", "frame_store", "observations",
-     "weights"),
+    ("files", "frame_files", "lifetime", "lock", "records", "questions", "episode_writer", "frame_store",
+     "observations", "weights"),
     ("results", "episode_log", "report", "lvlm"),
     ("config", "optimisation", "settings", "obs_transform", "agent"),
     ("sim",),
@@ -20,7 +20,7 @@ FLOORS = (
     ("interchange",),
     ("trainers",),
     ("register",),
-)
+)  # fmt: skip
 """Bottom up. A room imports from its own floor and from those below."""
 VOCABULARY = FLOORS[0] + FLOORS[1]
 APART = ({"sim", "lvlm"}, {"doctor", "evaluation"})

@@ -18,6 +18,7 @@ lock = FolderLock(sys.argv[1])
 print("held", flush=True)
 time.sleep(99)
 """
+PATIENT = HOLD.replace("sys.argv[1]", "sys.argv[1], patient=True").replace("time.sleep(99)", "")
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,17 @@ def test_one_shard_of_an_export_has_one_writer(tmp_path):
         EpisodeWriter(tmp_path, {}, "0")
     writer.close()
     EpisodeWriter(tmp_path, {}, "0").close()
+
+
+def test_what_another_process_makes_is_waited_for_where_that_is_asked(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    waits = subprocess.Popen(
+        [sys.executable, "-c", f"from habitat_vlnr1 import lock\nlock.WAIT = 0.1\n{PATIENT}", str(tmp_path)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    said = waits.stdout.readline()
+    assert f"{tmp_path} is being written by process {holder.pid} on " in said
+    assert said.endswith(": waiting for its end\n")
+    holder.kill()
+    assert waits.communicate()[0] == "held\n"

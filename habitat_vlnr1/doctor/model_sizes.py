@@ -10,7 +10,7 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +62,18 @@ class Memory:
         reference: weights of GRPO's reference model.
         gradients: with DDP's buckets, or ZeRO's float32 copy at the update.
         optimizer: Adam's two moments and, under ZeRO, float32 master weights.
+        host: what DeepSpeed keeps in host memory instead (`offload_optimizer`, `offload_param`).
     """
 
     weights: float
     reference: float
     gradients: float
     optimizer: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
+        """On the GPU."""
         return self.weights + self.reference + self.gradients + self.optimizer
 
 
@@ -101,7 +104,13 @@ def empty_model(config: PretrainedConfig, lora: Mapping[str, Any] | None = None)
 
 
 def training_memory(
-    engine: str, size: Size, gpus: int, weight_bytes: int, reference: bool = False, rollouts: bool = False
+    engine: str,
+    size: Size,
+    gpus: int,
+    weight_bytes: int,
+    reference: bool = False,
+    rollouts: bool = False,
+    offload: Collection[str] = (),
 ) -> Memory:
     """What weights, gradients and optimizer take on each GPU.
 
@@ -110,6 +119,7 @@ def training_memory(
         weight_bytes: 2 (bfloat16) or 4 (float32), of `vlnr1.model.dtype`. DeepSpeed makes it 2.
         reference: whether a second, frozen copy of the model is held.
         rollouts: whether answers are generated in between; ZeRO-3 then gathers the whole model.
+        offload: which of `optimizer` and `param` DeepSpeed keeps in host memory.
     """
     n, t = size.parameters, size.trained
     if engine == "DDP":
@@ -117,12 +127,17 @@ def training_memory(
         buckets = weight_bytes * t if gpus > 1 else 0
         weights = weight_bytes * n
         return Memory(weights + copies, reference * weights, weight_bytes * t + buckets, 2 * weight_bytes * t)
-    gradients, optimizer = 6 * t / gpus, 12 * t / gpus
+    gradients, optimizer, host = 6 * t / gpus, 12 * t / gpus, 0.0
+    if "optimizer" in offload:  # gradients leave bucket by bucket, for a float32 copy over there
+        gradients, optimizer, host = 0.0, 0.0, 16 * t / gpus
     if engine == "ZeRO-2":
-        return Memory(2 * n, reference * 2 * n, gradients, optimizer)
+        return Memory(2 * n, reference * 2 * n, gradients, optimizer, host)
     if engine == "ZeRO-3":
+        parted = 2 * n / gpus
         gathered = 2 * (n if rollouts else min(n, MAX_LIVE)) if gpus > 1 else 0
-        return Memory(2 * n / gpus + gathered, reference * 2 * n / gpus, gradients, optimizer)
+        if "param" in offload:
+            parted, host = 0.0, host + parted
+        return Memory(parted + gathered, reference * 2 * n / gpus, gradients, optimizer, host)
     raise VLNR1Error(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
 
 

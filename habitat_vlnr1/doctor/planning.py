@@ -110,13 +110,15 @@ def make_plan(config: DictConfig, stage: str) -> Plan:
         size = model_size(config, model_config)
         reference = stage == "rft" and options.beta > 0 and config.vlnr1.model.lora is None
         width = 4 if config.vlnr1.model.dtype == "float32" else 2
-        memory = {engine: training_memory(engine, size, gpus, width, reference, stage == "rft") for engine in ENGINES}
+        sizes = (size, gpus, width, reference, stage == "rft")
+        memory = {engine: training_memory(engine, *sizes, offloaded(config, engine)) for engine in ENGINES}
         with_it, without = (kept_bytes(config, stage, model_config, tokens, how) for how in (True, False))
         kept = (with_it, without)
         used = with_it if options.gradient_checkpointing else without
         on_gpu = torch.cuda.is_available() or config.vlnr1.plan.gpus is not None
         loaded = width * size.parameters / (gpus if engine_of(config) == "ZeRO-3" else 1)
-        in_host = loaded if on_gpu else memory[engine_of(config)].total + used
+        chosen = memory[engine_of(config)]
+        in_host = chosen.host + (loaded if on_gpu else chosen.total + used)
         patches = tokens.frames * tokens.frame * PATCHES_PER_TOKEN
         host = host_memory(config, stage, gpus, in_host, patches, model_config.vision_config.patch_size)
     total = _sum(count for count, _ in records.values())
@@ -300,6 +302,15 @@ def engine_of(config: DictConfig) -> str:
     return f"ZeRO-{config.vlnr1.deepspeed.zero_optimization.stage}" if config.vlnr1.deepspeed else "DDP"
 
 
+def offloaded(config: DictConfig, engine: str) -> list[str]:
+    """Which of `optimizer` and `param` the configured engine keeps in host memory; none of another engine."""
+    if engine == "DDP" or engine != engine_of(config):
+        return []
+    zero = config.vlnr1.deepspeed.zero_optimization
+    devices = {part: (zero.get(f"offload_{part}") or {}).get("device", "none") for part in ("optimizer", "param")}
+    return [part for part, device in devices.items() if device == "cpu"]
+
+
 def print_plan(config: DictConfig, stage: str) -> Plan:
     """Print what a stage would take, and return it."""
     plan = make_plan(config, stage)
@@ -353,6 +364,10 @@ def describe_model(config: DictConfig, plan: Plan) -> list[str]:
                 f"    {engine:6} {how:12}  {columns}  {kept / GIB:11.1f}  {(memory.total + kept) / GIB:9.1f}"
                 + ("  ← configured" if mine else "")
             )
+    moved = plan.memory[engine_of(config)].host
+    if moved:
+        what = " and ".join(f"offload_{part}" for part in offloaded(config, engine_of(config)))
+        lines.append(f"    {what}: {moved / GIB:.1f} GiB of a process in host memory instead")
     if engine_of(config) == "DDP" and config.vlnr1.model.dtype == "bfloat16":
         lines.append(
             "    DDP updates bfloat16 weights in place, and a step below 1/256 of a weight is lost: take "

@@ -11,11 +11,14 @@ Examples:
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from habitat_vlnr1.actions import LETTERS, Action, ActionSpace, letter_of
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, chain, check_whole, not_finite, not_finite_on_disk
 
 CARD_FORMAT = 1
@@ -160,7 +164,7 @@ def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: Proc
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.half-", dir=folder.parent))
     try:
         new.chmod(0o777 & ~_umask())
         model.save_pretrained(new)
@@ -170,6 +174,19 @@ def save(folder: str | os.PathLike[str], model: PreTrainedModel, processor: Proc
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def only_maker(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """No other process makes this checkpoint meanwhile; waits for one that does, and says so.
+
+    Whether it has to be made is to be asked in here. What a `save` that was killed has left is deleted.
+    """
+    folder = Path(folder)
+    with FolderLock(folder.parent, folder.name, patient=True):
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.half-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def write_card(folder: str | os.PathLike[str], card: ModelCard) -> None:

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from habitat_vlnr1.config import import_modules
 from habitat_vlnr1.errors import RunError, VLNR1Error
+from habitat_vlnr1.lifetime import end_with_main
 from habitat_vlnr1.observations import CLOCK, DESCRIPTION
 from habitat_vlnr1.sim import MODULES, register_sim
 
@@ -180,6 +181,7 @@ class VLNVectorEnv(VectorEnv):
         child_pipe: Any = None,
         parent_pipe: Any = None,
     ) -> None:
+        end_with_main()
         try:
             # Without its own pipe Habitat's loop cannot close it, and the cause can still be sent.
             VectorEnv._worker_env(

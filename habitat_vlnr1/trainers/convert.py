@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
@@ -30,6 +31,7 @@ from habitat_vlnr1.interchange.parquet import ParquetEpisodes, columns, write_pa
 from habitat_vlnr1.interchange.sharegpt import read_sharegpt, write_sharegpt
 from habitat_vlnr1.interchange.submission import write_submission
 from habitat_vlnr1.interchange.trl_rows import write_trl
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.prompt import PromptTemplate, get_template
 from habitat_vlnr1.records import Episode, RecordError, Records, VLNEgo, summarize
 from habitat_vlnr1.report.build import NAME, write_data_report, write_results_report
@@ -102,15 +104,17 @@ def to_sharegpt(config: DictConfig) -> None:
     """A VLN-Ego folder as LLaMA-Factory trains on it."""
     ego, output, template, made_with = asked(config, "sharegpt")
     records, space = records_of(config, [ego]), ego.space or action_space(config)
-    write_sharegpt(records, template, space, output, name_of(ego.root))
-    describe(config, ego, output, "sharegpt", **made_with)
+    with claimed(output, ego, to="sharegpt", **made_with):
+        write_sharegpt(records, template, space, output, name_of(ego.root))
+        describe(config, ego, output, "sharegpt", **made_with)
 
 
 def to_trl(config: DictConfig) -> None:
     """A VLN-Ego folder as `trl sft` and `trl grpo` train on it."""
     ego, output, template, made_with = asked(config, "trl")
-    write_trl(records_of(config, [ego]), template, ego.space or action_space(config), output)
-    describe(config, ego, output, "trl", **made_with)
+    with claimed(output, ego, to="trl", **made_with):
+        write_trl(records_of(config, [ego]), template, ego.space or action_space(config), output)
+        describe(config, ego, output, "trl", **made_with)
 
 
 def asked(config: DictConfig, to: str) -> tuple[VLNEgo, Path, PromptTemplate, dict[str, Any]]:
@@ -124,36 +128,38 @@ def asked(config: DictConfig, to: str) -> tuple[VLNEgo, Path, PromptTemplate, di
         "label_offset": options.data.label_offset,
         "template": options.convert.template,
     }
-    template = get_template(options.convert.template)
-    claim(output, ego, to=to, **made_with)
-    return ego, output, template, made_with
+    return ego, output, get_template(options.convert.template), made_with
 
 
 def to_parquet(config: DictConfig) -> None:
     """A VLN-Ego folder as Parquet shards."""
     source, output = folders(config, "{input}_parquet")
     ego = VLNEgo(source)
-    claim(output, ego, to="parquet", columns=list(columns()))
-    write_parquet(ego, output)
-    describe(config, ego, output, "parquet")
+    with claimed(output, ego, to="parquet", columns=list(columns())):
+        write_parquet(ego, output)
+        describe(config, ego, output, "parquet")
 
 
 def to_lerobot(config: DictConfig) -> None:
     """A VLN-Ego folder in LeRobot's dataset format."""
     source, output = folders(config, "{input}_lerobot")
     ego = VLNEgo(source)
-    claim(output, ego, to="lerobot")
-    write_lerobot(ego, output)
-    describe(config, ego, output, "lerobot")
+    with claimed(output, ego, to="lerobot"):
+        write_lerobot(ego, output)
+        describe(config, ego, output, "lerobot")
 
 
-def claim(output: Path, ego: VLNEgo, **made_with: Any) -> None:
-    """Note what `output` is made from, or refuse it when it was made from something else."""
+@contextmanager
+def claimed(output: Path, ego: VLNEgo, **made_with: Any) -> Iterator[None]:
+    """Note what `output` is made from, or refuse it when it was made from something else; no other process converts
+    into it meanwhile."""
     digest = sha256()
     for file in sorted(ego.root.glob("episodes*.jsonl")):
         digest.update(file.read_bytes())
     content = {"meta": ego.meta, "episodes": digest.hexdigest(), **made_with}
-    claim_folder(output / SOURCE, content, "choose another vlnr1.convert.output")
+    with FolderLock(output, "convert"):
+        claim_folder(output / SOURCE, content, "choose another vlnr1.convert.output")
+        yield
 
 
 def to_vln_ego(config: DictConfig) -> None:
@@ -227,15 +233,16 @@ def to_merged(config: DictConfig) -> None:
         )
     output = Path(options.output or f"{source}_merged")
     made_from = origin(source, output)
-    if output.exists():
-        there = checkpoint.read_card(output)
-        if there is None or there.info.get("merged", {}).get("weights") != made_from["weights"]:
-            raise CheckpointError(f"{output} was made from something else: choose another vlnr1.convert.output")
-        print(f"merged: {output} is there already")
-        return
-    model, processor = checkpoint.load(source)
-    info = {key: value for key, value in card.info.items() if key != "start"} | {"merged": made_from}
-    print(f"merged: {checkpoint.save(output, model, processor, replace(card, info=info))}")
+    with checkpoint.only_maker(output):
+        if output.exists():
+            there = checkpoint.read_card(output)
+            if there is None or there.info.get("merged", {}).get("weights") != made_from["weights"]:
+                raise CheckpointError(f"{output} was made from something else: choose another vlnr1.convert.output")
+            print(f"merged: {output} is there already")
+            return
+        model, processor = checkpoint.load(source)
+        info = {key: value for key, value in card.info.items() if key != "start"} | {"merged": made_from}
+        print(f"merged: {checkpoint.save(output, model, processor, replace(card, info=info))}")
 
 
 def to_submission(config: DictConfig) -> None:

@@ -53,13 +53,14 @@ def is_exported(config: DictConfig, split: str) -> bool:
 
 
 def export_if_missing(trainer: VLNR1Trainer, config: DictConfig, split: str) -> None:
-    """Export what a training needs, or make sure that what is there is of the configured task.
+    """Export what a training needs, or make sure that what is there is of the configured task. Where another process
+    exports it at this moment, it is waited for.
 
     Raises:
         RecordError: it is of other episodes. Where the episodes' files are not, the exported folder is trusted.
     """
     if not is_exported(config, split):
-        export_split(trainer, config, split)
+        export_split(trainer, config, split, patient=True)
         return
     task = task_identity(config, split)
     if task["episodes"]:
@@ -130,16 +131,19 @@ def depth_meta(config: DictConfig) -> dict[str, str]:
     return {"depth": "16-bit PNG"} if "depth" in config.vlnr1.observations else {}  # vlnr1/sensors=[expert,depth]
 
 
-def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str) -> dict[str, Any]:
+def export_split(trainer: VLNR1Trainer, config: DictConfig, split: str, *, patient: bool = False) -> dict[str, Any]:
     """Export one split, or the configured shard of it; print and return its summary.
 
     Goes on where an earlier call was stopped. The process that finishes last also leaves the whole's summary.
+
+    Args:
+        patient: wait for another process that exports the same, instead of refusing.
     """
     root, export = export_folder(config, split), config.vlnr1.export
     check_shards(root, export.shard, export.num_shards)
     shard = shard_name(export.shard, export.num_shards)
     name = f"{split}, shard {export.shard} of {export.num_shards}" if shard else split
-    writer = EpisodeWriter(root, export_meta(config, split), shard)
+    writer = EpisodeWriter(root, export_meta(config, split), shard, patient=patient)
     print(f"Exporting {name} to {root}" + (f" ({len(writer.done)} episodes are there)" if writer.done else ""))
     try:
         skipped, left_out = walk_split(trainer, config, split, writer)

@@ -301,10 +301,11 @@ def whole_model(config: DictConfig, start: str) -> str:
     folder = Path(config.habitat_baselines.checkpoint_folder).parent / "reference"
 
     def merge() -> None:
-        card = checkpoint.read_card(folder)
-        if card is None or card.info["start"]["weights"] != folder_fingerprint(start):
-            model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
-            checkpoint.save(folder, model, processor, trained_card(config, "reference", start, folder))
+        with checkpoint.only_maker(folder):
+            card = checkpoint.read_card(folder)
+            if card is None or card.info["start"]["weights"] != folder_fingerprint(start):
+                model, processor = checkpoint.load(start, dtype=config.vlnr1.model.dtype)
+                checkpoint.save(folder, model, processor, trained_card(config, "reference", start, folder))
 
     by_one(f"merges {start}", merge)
     return str(folder)

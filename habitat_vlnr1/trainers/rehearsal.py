@@ -1,8 +1,8 @@
 """The rehearsal (`vlnr1.doctor.rehearse=true`): the configured job in miniature, with random weights of its shape.
 
-Two episodes are exported, both stages take three steps on them, and two episodes are evaluated: each stage by its own
-trainer, in a process of its own on each of torchrun's processes, with the configured model, batch, engine and memory.
-What that took is held against the plan (`doctor/planning.py`), and the whole job's hours follow from it.
+Two episodes are exported, both stages take three steps on them, and one for each environment is evaluated: each stage
+by its own trainer, in a process of its own on each of torchrun's processes, with the configured model, batch, engine
+and memory. What that took is held against the plan (`doctor/planning.py`), and the whole job's hours follow from it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from habitat_vlnr1.config import action_space, edited, model_card, processes
 from habitat_vlnr1.doctor.host_memory import GIB, machine_bytes, shared_free
 from habitat_vlnr1.doctor.planning import Plan, engine_of, known_model, make_plan
 from habitat_vlnr1.errors import MissingFileError, RunError
+from habitat_vlnr1.lifetime import end_with_pipe
+from habitat_vlnr1.lock import FolderLock
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.tiny import build_shape
+from habitat_vlnr1.optimisation import accumulation
 from habitat_vlnr1.records import VLNEgo
 from habitat_vlnr1.sim.env_factory import make_scenes, open_dataset
 
@@ -63,12 +67,14 @@ def rehearse(config: DictConfig) -> None:
 
     Raises:
         RunError: a stage failed on some process; its last line and its log are named.
+        FolderInUse: another rehearsal of this run is under way.
     """
     rank, world = int(os.environ.get("RANK", 0)), processes()
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     folder = Path(config.vlnr1.run_dir, "rehearsal").absolute()
     if rank == 0:
+        lock = FolderLock(folder.parent, "rehearsal")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         make_scenes(config)
@@ -93,6 +99,7 @@ def rehearse(config: DictConfig) -> None:
             print(stage_line(stage, seen[stage]), flush=True)
     if rank == 0:
         print("\n".join(verdict(config, small, seen)), flush=True)
+        lock.release()
 
 
 def _wait(world: int) -> None:
@@ -136,7 +143,8 @@ def miniature(config: DictConfig, folder: Path) -> DictConfig:
         steps = {"max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1, "evaluate": False}
         changes |= {f"vlnr1.{stage}.{key}": value for key, value in steps.items()}
     if ours.rft.online is not None:
-        changes["vlnr1.rft.online.episodes"] = EPISODES
+        answers = ours.rft.per_device_train_batch_size * accumulation(config, "rft", processes()) * processes()
+        changes["vlnr1.rft.online.episodes"] = max(EPISODES, answers // ours.rft.num_generations)
     if ours.model.path is not None:
         changes["vlnr1.model.path"] = str(folder / "weights")
     elif ours.model.build.warmup is not None:
@@ -181,11 +189,15 @@ def stages(small: DictConfig) -> dict[str, DictConfig]:
         ours = {f"habitat_baselines.{key}": str(run / value) for key, value in paths.items()}
         return edited(small, **{"habitat_baselines.trainer_name": trainer, **ours, **changes})
 
+    online = small.vlnr1.rft.online
+    walks = EPISODES if online is None else online.episodes
+    asked = processes() * small.habitat_baselines.num_environments  # each process has them all, and walks its share
+    evaluation = {"habitat_baselines.evaluate": True, "habitat.dataset.max_episodes": asked}
     return {
         "export": stage("vlnr1_export"),
         "sft": stage("vlnr1_sft"),
-        "rft": stage("vlnr1_rft", "rft/checkpoints"),
-        "evaluation": stage("vlnr1_rft", "rft/checkpoints", **{"habitat_baselines.evaluate": True}),
+        "rft": stage("vlnr1_rft", "rft/checkpoints", **{"habitat.dataset.max_episodes": walks}),
+        "evaluation": stage("vlnr1_rft", "rft/checkpoints", **evaluation),
     }
 
 
@@ -207,13 +219,19 @@ def run_stage(stage: str, config: DictConfig, folder: Path, rank: int, world: in
     command = [sys.executable, "-m", "habitat_baselines.run", *where, *hydra]
     began, shared = time.monotonic(), shared_free()
     report = Report(0.0, 0, 0, 0)
+    ends, held = os.pipe()  # a stage ends with this process, which holds the other end
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, pass_fds=[ends],
+            preexec_fn=partial(end_with_pipe, ends),
+        )  # fmt: skip
+        os.close(ends)
         while process.poll() is None:
             report.host = max(report.host, host_bytes(process.pid))
             report.gpu = max(report.gpu, gpu_bytes())
             report.shared = max(report.shared, shared - shared_free())
             time.sleep(POLL)
+    os.close(held)
     report.seconds = time.monotonic() - began
     if process.returncode:
         lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
@@ -245,10 +263,15 @@ def gpu_bytes() -> int:
 
 
 def stage_line(stage: str, reports: list[Report]) -> str:
-    """What a stage took, the most of all processes."""
-    gpu = f", GPU {max(report.gpu for report in reports) / GIB:.1f} GiB" if torch.cuda.is_available() else ""
-    host, seconds = max(report.host for report in reports), max(report.seconds for report in reports)
-    return f"  {stage:11} {seconds:6.0f} s, host {host / GIB:.1f} GiB a process{gpu}"
+    """What a stage took, with the memory of each process."""
+    gpu = f", GPU {each(report.gpu for report in reports)} GiB" if torch.cuda.is_available() else ""
+    seconds, host = max(report.seconds for report in reports), each(report.host for report in reports)
+    return f"  {stage:11} {seconds:6.0f} s, host {host} GiB{gpu}"
+
+
+def each(sizes: Iterable[int]) -> str:
+    """Bytes of one process after the other, in GiB."""
+    return ", ".join(f"{size / GIB:.1f}" for size in sizes)
 
 
 def seconds_a_step(folder: str) -> float | None:
@@ -269,7 +292,7 @@ def seconds_a_step(folder: str) -> float | None:
 
 def verdict(config: DictConfig, small: DictConfig, seen: Mapping[str, list[Report]]) -> list[str]:
     """What was seen against the plan, the hours of the whole job, and what to change."""
-    lines, advice = [], []
+    lines, advice, hours = [], [], {}
     root = Path(small.vlnr1.data.root, small.vlnr1.data.source)
     frames = sum(len(e.actions) for s in small.vlnr1.export.splits for e in VLNEgo(root / s).episodes)
     rate = frames / seen["export"][0].seconds
@@ -278,26 +301,30 @@ def verdict(config: DictConfig, small: DictConfig, seen: Mapping[str, list[Repor
         step = seconds_a_step(stages(small)[stage].habitat_baselines.tensorboard_dir)
         lines += against_plan(config, plan, seen[stage], step)
         advice += changes(config, plan, seen[stage])
+        if step is not None and plan.steps is not None:
+            hours[stage] = plan.steps * step / 3600
         known = [count for count, _ in plan.records.values() if count is not None]
         if stage == "sft" and known:
-            hours = sum(known) / rate / 3600
-            lines.append(
-                f"export: {rate:.1f} frames a second, start-up included; {sum(known):,} records {hours:.1f} h"
-            )
-    lines.append(f"evaluation: {EPISODES} episodes in {seen['evaluation'][0].seconds:.0f} s, start-up included")
+            hours["export"] = sum(known) / rate / 3600
+            took = f"{sum(known):,} records {hours['export']:.1f} h"
+            lines.append(f"export: {rate:.1f} frames a second, start-up included; {took}")
+    walked = stages(small)["evaluation"].habitat.dataset.max_episodes
+    took = f"{seen['evaluation'][0].seconds:.0f} s"
+    lines.append(f"evaluation: {walked} episodes (all, if the split has fewer) in {took}, start-up included")
+    parts = ", ".join(f"{stage} {took:.1f}" for stage, took in hours.items())
+    lines.append(f"all of it, without evaluation: {sum(hours.values()):.1f} h ({parts or 'no hours are known'})")
     return [*lines, *(advice or ["Nothing to change."])]
 
 
 def against_plan(config: DictConfig, plan: Plan, reports: list[Report], step: float | None) -> list[str]:
     """A stage's memory beside the plan's, its steps an hour and the hours of all its steps."""
-    host = max(report.host for report in reports)
     planned = "unknown" if plan.host is None else f"{plan.host.total / GIB:.1f}"
-    lines = [f"{plan.stage}: host {host / GIB:.1f} GiB a process, planned {planned}"]
+    lines = [f"{plan.stage}: host {each(report.host for report in reports)} GiB, planned {planned} a process"]
     if torch.cuda.is_available() and plan.activations is not None:
         kept = plan.activations[0 if config.vlnr1[plan.stage].gradient_checkpointing else 1]
         wanted = plan.memory[engine_of(config)].total + kept
         lines.append(
-            f"{plan.stage}: GPU {max(report.gpu for report in reports) / GIB:.1f} GiB, planned {wanted / GIB:.1f}"
+            f"{plan.stage}: GPU {each(report.gpu for report in reports)} GiB, planned {wanted / GIB:.1f} each"
         )
     if step is not None:
         hours = "unknown hours" if plan.steps is None else f"{plan.steps:,} steps {plan.steps * step / 3600:.1f} h"

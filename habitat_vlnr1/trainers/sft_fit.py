@@ -40,8 +40,9 @@ def starting_model(config: DictConfig, records: Records) -> str:
     folder = Path(config.vlnr1.run_dir) / "base"
 
     def make() -> None:
-        if not folder.is_dir():
-            make_tiny(config, records, folder)
+        with checkpoint.only_maker(folder):
+            if not folder.is_dir():
+                make_tiny(config, records, folder)
 
     by_one("makes the starting model", make)
     card = checkpoint.read_card(folder)

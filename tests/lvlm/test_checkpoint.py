@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from habitat_vlnr1 import lock
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.checkpoint import CheckpointError, ModelCard
@@ -60,6 +61,17 @@ def test_failed_save_keeps_the_old_checkpoint(made, tmp_path, monkeypatch):
         checkpoint.save(tmp_path / "a", model, processor, ModelCard(num_actions=8))
     assert checkpoint.read_card(tmp_path / "a") == CARD
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_checkpoint_has_one_maker_and_what_a_killed_save_has_left_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WAIT", 0.1)
+    for left in (".base.half-x7", ".base2.half-x7", ".base[1].half-x7"):
+        (tmp_path / left).mkdir()
+    with checkpoint.only_maker(tmp_path / "base"), pytest.raises(lock.FolderInUse):
+        lock.FolderLock(tmp_path, "base")
+    with checkpoint.only_maker(tmp_path / "base[1]"):
+        pass
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".base2.half-x7"]
 
 
 def test_adapter_folder_loads_its_base_and_merges(made, tmp_path):

@@ -2,15 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
+from subprocess import PIPE
 
 import numpy as np
+import psutil
 import pytest
 from habitat_baselines.config.default import get_config
 
 from habitat_vlnr1.sim import env_factory
 from habitat_vlnr1.sim.env_factory import VLNVectorEnvFactory
 from habitat_vlnr1.sim.vector_env import LOST, make_env, newly_lost, walk_at
-from tests.paths import SIM_CONFIGS
+from tests.paths import ROOT, SIM_CONFIGS
 
 houses = pytest.importorskip("habitat_embedded_sim.houses")
 
@@ -162,3 +166,41 @@ def test_a_worker_that_never_gets_to_an_episode_ends_the_run(envs):
 
     with pytest.raises(RuntimeError, match=r"environment 0: its worker process ended \(exit code 9.*, 3 times"):
         envs("habitat_baselines.num_environments=1", make=stillborn)
+
+
+MAIN = """
+import ctypes, os, sys
+from habitat_baselines.config.default import get_config
+from habitat_vlnr1.sim.env_factory import VLNVectorEnvFactory
+from habitat_vlnr1.sim import env_factory
+from habitat_vlnr1.sim.vector_env import make_env
+
+def stuck_env(config, dataset=None):
+    env = make_env(config, dataset)
+    # Compiled code that keeps the interpreter's lock: no thread and no handler of this process runs again.
+    env.step = lambda *args, **kwargs: [print("stuck", flush=True), ctypes.PyDLL(None).sleep(3600)]
+    return env
+
+if __name__ == "__main__":
+    env_factory.make_env = stuck_env
+    settings = ["vlnr1.task.scenes=null", "habitat_baselines.num_environments=2"]
+    envs = VLNVectorEnvFactory().construct_envs(get_config("sim_test.yaml", settings, sys.argv[1]))
+    envs.reset()
+    print(*(worker.pid for worker in envs._workers), flush=True)
+    envs.step([1, 1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_workers_that_are_stuck_end_with_a_main_process_that_is_killed(data):
+    (data / "main.py").write_text(MAIN)
+    command = [sys.executable, "main.py", str(SIM_CONFIGS)]
+    main = subprocess.Popen(command, cwd=data, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=PIPE, text=True)
+    said = iter(main.stdout.readline, "")
+    workers = [psutil.Process(int(pid)) for pid in next(line for line in said if line[0].isdigit()).split()]
+    assert len(workers) == 2 and [next(said), next(said)] == ["stuck\n", "stuck\n"]
+    family = [*workers, *psutil.Process(main.pid).children(recursive=True)]
+    main.kill()
+    main.wait()
+    assert psutil.wait_procs(family, timeout=60)[1] == []

@@ -7,6 +7,7 @@ import pytest
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.config.default import get_config
 
+from habitat_vlnr1 import lock
 from habitat_vlnr1.interchange.submission import SubmissionError
 from habitat_vlnr1.records import RecordError, VLNEgo
 from habitat_vlnr1.register import register
@@ -65,6 +66,13 @@ def test_a_second_run_changes_nothing_and_other_settings_are_refused(ego, tmp_pa
     assert tree(tmp_path / "out/frames") | tree(tmp_path / "out/records") == frames
     with pytest.raises(RecordError, match=r"something else \(num_actions: 6 there, 4 now\): .*vlnr1\.convert\.output"):
         convert("sharegpt", ego, "vlnr1.prompt.num_actions=4", output=tmp_path / "out")
+
+
+def test_one_folder_has_one_conversion(ego, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WAIT", 0.1)
+    with lock.FolderLock(tmp_path / "parquet", "convert"), pytest.raises(lock.FolderInUse, match="parquet is being"):
+        convert("parquet", ego, output=tmp_path / "parquet")
+    assert not (tmp_path / "parquet/source.json").exists()
 
 
 def test_card_and_view_stand_in_the_folder(ego):

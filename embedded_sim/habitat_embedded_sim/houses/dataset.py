@@ -7,13 +7,17 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from habitat_embedded_sim.houses import directions
@@ -93,7 +97,8 @@ def ensure(
     that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors;
     a walker starts at most `start_turn` degrees off its way. `clauses` (each 1 … 5, in turn) makes long ways instead,
     told in so many clauses, in houses with a corridor; `door_shares` and `start_turn` then count for nothing. The
-    same arguments give the same files, whatever `num_workers` is. ValueError if the folder holds another set.
+    same arguments give the same files, whatever `num_workers` is. Of several processes at the same time one makes
+    them, and the others wait for it. ValueError if the folder holds another set.
     """
     settings = Settings(
         name,
@@ -117,12 +122,32 @@ def ensure(
     if _is_made(scenes, settings) and _is_made(episodes, settings):
         return
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as scratch:
-        _make(settings, Path(scratch), num_workers)
-        for made, place in ((Path(scratch) / "scenes", scenes), (Path(scratch) / "episodes", episodes)):
-            if not _is_made(place, settings):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(made, place)
+    with _only_maker(root, name) as scratch:
+        missing = [place for place in (scenes, episodes) if not _is_made(place, settings)]
+        if missing:  # else another process has made them meanwhile
+            _make(settings, scratch, num_workers)
+        for place in missing:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(scratch / ("scenes" if place == scenes else "episodes"), place)
+
+
+@contextmanager
+def _only_maker(root: Path, name: str) -> Iterator[Path]:
+    """A folder to make the set `name` in, while no other process makes it; waits for one that does, and says so.
+
+    The lock is the kernel's and goes with its process. What a killed one has left is deleted.
+    """
+    lock = FileLock(root / f".{name}.lock", poll_interval=0.5)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Another process is making houses '{name}' in {root}: waiting for its end", flush=True)
+        held = lock.acquire()
+    with held:
+        for left in root.glob(f".{name}.making-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.making-", dir=root, ignore_cleanup_errors=True) as scratch:
+            yield Path(scratch)
 
 
 def _check(settings: Settings) -> None:
@@ -221,8 +246,20 @@ def _run(jobs: list[_Job], num_workers: int) -> Iterator[dict[str, list[dict]]]:
         yield from map(_make_house, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), context, _end_with_maker) as pool:
         yield from pool.map(_make_house, jobs, chunksize=2)
+
+
+def _end_with_maker() -> None:
+    """In a pool's worker, which would wait for work for ever when the process that gives it has been killed."""
+
+    def watch() -> None:
+        maker = multiprocessing.parent_process()
+        if maker is not None:
+            maker.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_house(job: _Job) -> dict[str, list[dict]]:
