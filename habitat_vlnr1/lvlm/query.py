@@ -48,6 +48,26 @@ def common_beginning(queries: Sequence[Query]) -> tuple[int, int]:
     return tokens, len(first.spans)
 
 
+def trunk_of(queries: Sequence[Query]) -> tuple[int, list[tuple[int, int]]]:
+    """The prompt from which the others branch off so that the fewest tokens are run, and where each does.
+
+    Prompts of a walk's first steps begin with one another: all but the last one are on its way.
+
+    Returns: its number, and for each prompt how many tokens, and how many images among them, it has in common with it;
+        for itself, as many as any other has.
+    """
+    best: tuple[int, int, list[tuple[int, int]]] | None = None
+    for number, trunk in enumerate(queries):
+        shared = [common_beginning([trunk, query]) for query in queries]
+        others = shared[:number] + shared[number + 1 :]
+        shared[number] = max(others, default=shared[number])
+        cost = shared[number][0] + sum(len(q.ids) - n for q, (n, _) in zip(queries, shared, strict=True))
+        if best is None or cost < best[0]:
+            best = cost, number, shared
+    assert best is not None, "a group has at least one prompt"
+    return best[1:]
+
+
 def _same_image(one: Query, other: Query, number: int) -> bool:
     if one.keys[number] is not None or other.keys[number] is not None:
         return one.keys[number] == other.keys[number]
