@@ -27,6 +27,7 @@ from habitat_baselines.config.default import get_config
 from omegaconf import DictConfig
 
 from benchmarks.decoding import as_transformers_made_it
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.config import edited, plain
 from habitat_vlnr1.evaluation.evaluator import choose_episodes
 from habitat_vlnr1.evaluation.policy_run import PolicyRun
@@ -55,7 +56,7 @@ class StockPolicy(VLNR1Policy):
     def _generate(self, prompts: Any, *args: Any, **kwargs: Any) -> list[Answer]:
         decoder: ActionDecoder = self.decoder
         encoder, model = decoder.encoder, decoder.model
-        longest = max(len(encoder.answer_ids([action] * self.execute_horizon)) for action in range(4))
+        longest = max(len(encoder.answer_ids([action] * self.execute_horizon)) for action in Action)
         batch = encoder.prompts([decoder._query(prompt) for prompt in prompts], model.device, single_slot=False)
         generate: Any = getattr(model, "generate")  # noqa: B009 - PreTrainedModel alone has none
         with torch.inference_mode(), as_transformers_made_it(model):

@@ -73,7 +73,7 @@ def compare(options: argparse.Namespace, memory: str, folder: str) -> dict[str, 
     config = configured(options, memory, folder)
     records = records_of(config, [VLNEgo(options.ego)])
     start = random_weights(options, config, records, folder)
-    ours = make_trainer(config, start, None, records, checkpoint.ModelCard(space=action_space(config)))
+    ours: Any = make_trainer(config, start, None, records, checkpoint.ModelCard(space=action_space(config)))
     drawn = ours.train_dataset.shuffle(seed=0)["index"]
     batches = [drawn[n * options.rows : (n + 1) * options.rows] for n in range(options.steps + 1)]
     sides = (Ours(ours), Plain(config, start, records))

@@ -16,7 +16,7 @@ In the policy's config:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -176,9 +176,13 @@ def remember(observations: dict[str, torch.Tensor], transforms: Sequence[Observa
 
 
 def remember_walk(
-    views: Sequence[Mapping[str, Any]], transforms: Sequence[ObservationTransformer], device: Any = None
+    views: Sequence[Any], transforms: Sequence[ObservationTransformer], device: Any = None
 ) -> None:
-    """`remember` for what one environment has seen step by step; a view without frame was not rendered."""
+    """`remember` for what one environment has seen step by step.
+
+    Args:
+        views: observations; one without `rgb` was not rendered.
+    """
     for rendered, some in groupby(views, lambda view: "rgb" in view):
         if rendered:
             batch: Any = batch_obs(list(some), device=device)

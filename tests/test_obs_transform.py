@@ -12,8 +12,10 @@ from habitat_vlnr1.obs_transform import (
     MEMORY_STEPS,
     LongShortMemory,
     LongShortMemoryConfig,
+    looked_at,
     memory_frames,
     remember,
+    remember_walk,
 )
 from habitat_vlnr1.observations import draw_environment, environment_of, rollout_id
 from habitat_vlnr1.sim.sensors import ClockSensor
@@ -137,6 +139,24 @@ def test_what_is_only_remembered_is_shown_later():
     assert shown(told(half(batch([(1, 3)])))) == shown(wanted) == [[(5, 0), (5, 1), (6, 2)]]
     with pytest.raises(RuntimeError, match="it must see every step"):
         remember(batch([(1, 9)]), [told])
+
+
+@pytest.mark.parametrize("params", STRATEGIES)
+def test_frames_that_no_question_shows_need_not_be_rendered(params):
+    whole, sparing = (LongShortMemory(make_memory(**params)) for _ in range(2))
+    wanted = looked_at([sparing], range(0, 61, 6))
+    assert {0, 6, 54} <= wanted and looked_at([sparing, lambda observations: observations], [0]) is None
+    for question in range(0, 55, 6):
+        assert shown(sparing(batch([(7, question)]))) == shown(whole(batch([(7, question)])))
+        between = [{key: value[0].numpy() for key, value in batch([(7, question + k)]).items()} for k in range(1, 6)]
+        remember_walk(between, [whole])
+        clocks = [{"vlnr1_clock": view["vlnr1_clock"]} for view in between]
+        seen = [view["vlnr1_clock"][1] in wanted for view in between]
+        remember_walk([v if s else c for v, s, c in zip(between, seen, clocks, strict=True)], [sparing])
+    left_out = {*range(60)} - wanted
+    if left_out:
+        with pytest.raises(RuntimeError, match=r"was not rendered: set vlnr1\.eval\.render_all=true"):
+            sparing._frames.read(7, min(left_out))
 
 
 def test_frames_are_shown_as_a_jpeg_of_the_exports_quality_shows_them():

@@ -214,7 +214,7 @@ class PolicyRun:
         self._views: dict[int, Mapping[str, Any]] = {}
         self._said: dict[int, tuple[Any, list[int]]] = {}  # what the policy said, and the actions of its last answer
         state = self._first_state(self.envs.num_envs)
-        needed = self._frames_needed()
+        self._needed = self._frames_needed()
         with SideBySide[_Stretch](self._groups(awake)) as at_work:
             try:
                 for index in awake:
@@ -225,9 +225,8 @@ class PolicyRun:
                         self.policy.on_envs_pause([awake.index(index)])
                         awake.remove(index)
                     rows = [index for index in back if self.left[index]]
-                    for index, actions in zip(rows, self._answer(rows, state) if rows else (), strict=True):
-                        shown = self._shown(index, len(actions), needed)
-                        at_work.start(index, partial(self._carry_out, index, actions, shown))
+                    for index, plan in zip(rows, self._answer(rows, state) if rows else (), strict=True):
+                        at_work.start(index, partial(self._carry_out, index, plan, self._shown(index, len(plan))))
             except BaseException:
                 getattr(self.envs, "replace_none", lambda: None)()
                 raise
@@ -248,16 +247,16 @@ class PolicyRun:
         if not self.row.reads(RGB):
             return set()
         every = getattr(self.policy, "asks_every", None)
-        steps = self.config.habitat.environment.max_episode_steps
-        return None if every is None else looked_at(self.row.obs_transforms, range(0, steps + 1, every))
+        steps = self.config.habitat.environment.max_episode_steps  # 0: no limit
+        return looked_at(self.row.obs_transforms, range(0, steps + 1, every)) if every and steps else None
 
-    def _shown(self, index: int, count: int, needed: set[int] | None) -> list[bool]:
+    def _shown(self, index: int, count: int) -> list[bool]:
         """Whether the camera is wanted after each of the next `count` actions of an environment."""
         running = self._running[index]
-        if needed is None or running.replay is not None:
+        if self._needed is None or running.replay is not None:
             return [True] * count
         done = len(running.actions)
-        return [step in needed for step in range(done + 1, done + count + 1)]
+        return [step in self._needed for step in range(done + 1, done + count + 1)]
 
     # ------------------------------------------------------------------------------- in the thread of an environment
     def _enter(self, index: int) -> _Stretch:
@@ -295,7 +294,10 @@ class PolicyRun:
 
     def _answer(self, rows: list[int], state: dict[str, torch.Tensor]) -> list[list[int]]:
         """What these environments do next."""
-        batch: Any = batch_obs(self.envs.post_step([self._views[index] for index in rows]), device=self.device)
+        views = [self._views[index] for index in rows]
+        if self._needed == set():  # some have a frame, by chance
+            views = [{key: value for key, value in view.items() if key != RGB} for view in views]
+        batch: Any = batch_obs(self.envs.post_step(views), device=self.device)
         batch = apply_obs_transforms_batch(batch, self.row.obs_transforms)
         data, actions = self._act(batch, state, rows)
         ahead = self.policy.ahead(batch) if hasattr(self.policy, "ahead") else [[]] * len(rows)

@@ -31,7 +31,7 @@ from habitat_vlnr1.lvlm.checkpoint import ModelCard
 from habitat_vlnr1.lvlm.fast_vision import core_of
 from habitat_vlnr1.lvlm.frames import Frame, FrameCutter
 from habitat_vlnr1.lvlm.plain_text import PlainText
-from habitat_vlnr1.lvlm.query import Query, common_beginning
+from habitat_vlnr1.lvlm.query import Query, trunk_of
 from habitat_vlnr1.prompt import PromptTemplate, get_template
 
 # DataLoader workers are forked after the tokenizer was used; without this it warns in each of them.
@@ -175,14 +175,16 @@ class PromptEncoder:
 
         Args:
             answers: from `answer_ids`, one per query.
-            groups: a number per query, equal ones side by side. The common beginning of a group's prompts is given
-                once, and each distinct frame too (`share_prefixes` must be applied). None: whole rows.
+            groups: a number per query, equal ones side by side. What a group's prompts have in common with one of them
+                (`trunk_of`) is given once, and each distinct frame too (`share_prefixes` must be applied). None: whole
+                rows.
 
         Returns:
             input_ids, attention_mask, labels, mm_token_type_ids [B, L]; position_ids [3, B, L]; pixel_values;
             image_grid_thw [images, 3]. With `groups`: input_ids and so on hold what follows the common beginnings;
-            those are prefix_input_ids, prefix_attention_mask [P, L'], prefix_position_ids [3, P, L'], and
-            prefix_rows [B] tells whose is whose; image_index [images] has the number of each image's frame.
+            those are prefix_input_ids, prefix_attention_mask [P, L'], prefix_position_ids [3, P, L']; prefix_rows [B]
+            tells whose is whose, prefix_lengths [B] how much of it; image_index [images] has the number of each
+            image's frame.
         """
         rows = [_append(query, answer) for query, answer in zip(queries, answers, strict=True)]
         if groups is None:
@@ -194,18 +196,20 @@ class PromptEncoder:
             return batch
         numbers = list(dict.fromkeys(groups))
         members = [[i for i, group in enumerate(groups) if group == number] for number in numbers]
-        common = [common_beginning([queries[i] for i in group]) for group in members]
+        trunks = [trunk_of([queries[i] for i in group]) for group in members]
         owner = {i: p for p, group in enumerate(members) for i in group}
-        cut = [common[owner[i]][0] for i in range(len(rows))]
+        common = dict(zip((i for group in members for i in group), (n for _, ns in trunks for n in ns), strict=True))
+        cut = [common[i][0] for i in range(len(rows))]
         batch = self._labelled(
             [(ids[n:], positions[:, n:]) for (ids, positions), n in zip(rows, cut, strict=True)], answers
         )
-        heads = [(queries[group[0]], *sizes) for group, sizes in zip(members, common, strict=True)]
+        heads = [(queries[group[k]], *shared[k]) for group, (k, shared) in zip(members, trunks, strict=True)]
         prefix = self.pad([(query.ids[:n], query.positions[:, :n]) for query, n, _ in heads], left=False)
         batch |= {f"prefix_{name}": table for name, table in prefix.items()}
         batch["prefix_rows"] = torch.tensor([owner[i] for i in range(len(rows))])
+        batch["prefix_lengths"] = torch.tensor(cut)
         frames = [patches for query, _, images in heads for patches in query.frames[:images]]
-        frames += [patches for i, query in enumerate(queries) for patches in query.frames[common[owner[i]][1] :]]
+        frames += [patches for i, query in enumerate(queries) for patches in query.frames[common[i][1] :]]
         # Frames are told apart by their cached object: one key, one object (while it stays in the cache).
         number: dict[int, int] = {}
         batch["image_index"] = torch.tensor([number.setdefault(id(patches), len(number)) for patches in frames])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,31 @@ def common_beginning(queries: Sequence[Query]) -> tuple[int, int]:
         if end > tokens or number >= images:
             return min(tokens, start), number
     return tokens, len(first.spans)
+
+
+def trunk_of(queries: Sequence[Query]) -> tuple[int, list[tuple[int, int]]]:
+    """The prompt from which the others branch off so that the fewest tokens are run, and where each does.
+
+    Prompts of a walk's first steps begin with one another: all but the last one are on its way.
+
+    Returns: its number, and for each prompt how many tokens, and how many images among them, it has in common with it;
+        for itself, as many as any other has.
+    """
+    distinct = {id(query): query for query in queries}  # the answers of a GRPO group have one prompt
+    times = Counter(map(id, queries))
+    best: tuple[int, int, dict[int, tuple[int, int]]] | None = None
+    for name, trunk in distinct.items():
+        shared = {other: common_beginning([trunk, query]) for other, query in distinct.items()}
+        if times[name] == 1:
+            shared[name] = max((own for other, own in shared.items() if other != name), default=shared[name])
+        cost = max(shared.values())[0] + sum(
+            times[other] * (len(query.ids) - shared[other][0]) for other, query in distinct.items()
+        )
+        if best is None or cost < best[0]:
+            best = cost, name, shared
+    assert best is not None, "a group has at least one prompt"
+    _, name, shared = best
+    return [id(query) for query in queries].index(name), [shared[id(query)] for query in queries]
 
 
 def _same_image(one: Query, other: Query, number: int) -> bool:

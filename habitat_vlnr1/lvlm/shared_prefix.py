@@ -1,11 +1,12 @@
 """Prompts with a common beginning, run once: the steps of an episode, or the answers of a group.
 
-The steps of an episode begin with the same instruction and the same first frame; the G answers of a GRPO group have
-the whole prompt in common. A batch can hold the common beginning of each group of rows once
-(`PromptEncoder.training_batch(groups=…)`), and of each row only its end. The beginnings go through the model first;
-their keys and values then stand before the rows that share them. Rows of very different lengths run one after another,
-each beside its like, instead of padded to the longest (not under ZeRO-3, where all processes must make the same
-passes). Hidden states, losses and gradients are those of whole rows, up to rounding.
+The steps of an episode begin with the same instruction and the same first frames; the G answers of a GRPO group have
+the whole prompt in common. A batch can hold the beginning of each group of rows once
+(`PromptEncoder.training_batch(groups=…)`), and of each row only what follows where it branches off. The beginnings go
+through the model first; their keys and values, as far as a row shares them, then stand before it. Rows of very
+different lengths run one after another, each beside its like, instead of padded to the longest (not under ZeRO-3,
+where all processes must make the same passes). Hidden states, losses and gradients are those of whole rows, up to
+rounding.
 
 Examples:
     >>> share_prefixes(model)                                                               # doctest: +SKIP
@@ -46,6 +47,7 @@ def _forward_shared(
     prefix_attention_mask: torch.Tensor | None = None,
     prefix_position_ids: torch.Tensor | None = None,
     prefix_rows: torch.Tensor | None = None,
+    prefix_lengths: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> Any:
     """The core's forward in two parts; its result is that of the rows' ends.
@@ -53,10 +55,11 @@ def _forward_shared(
     Args:
         prefix_input_ids, prefix_attention_mask: [P, L]; prefix_position_ids: [3, P, L].
         prefix_rows: for each row of `input_ids` the number of its beginning [B].
+        prefix_lengths: how many of that one's tokens come before the row [B].
     """
     if prefix_input_ids is None:
         return stock(*args, **kwargs)
-    assert prefix_attention_mask is not None and prefix_rows is not None
+    assert prefix_attention_mask is not None and prefix_rows is not None and prefix_lengths is not None
     if self.training and self.is_activation_checkpointing:
         raise VLNR1Error("shared prompts need keys and values, which gradient checkpointing drops: switch one off")
     for name in ("use_cache", "past_key_values", "mm_token_type_ids", "mm_encoder_outputs"):
@@ -79,8 +82,11 @@ def _forward_shared(
     rows = {name: kwargs.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
     rest = _images_of_rows(rows["input_ids"] == image_id, tokens, in_prefix)
     lengths = rows["attention_mask"].sum(1)
+    places = torch.arange(prefix_input_ids.shape[1], device=prefix_lengths.device)
+    before = (places < prefix_lengths[:, None]).to(prefix_attention_mask)
     alike = any(hasattr(parameter, "ds_id") for parameter in self.parameters())  # parted by ZeRO-3
-    hidden = []
+    hidden: list[tuple[int, torch.Tensor]] = []
+    out: Any = None
     for part in [list(range(len(lengths)))] if alike else parts_of(lengths):
         longest = int(lengths[part].max())
         shown = [image for row in part for image in rest[row]]
@@ -88,7 +94,7 @@ def _forward_shared(
         out = stock(
             *args,
             input_ids=rows["input_ids"][part, :longest],
-            attention_mask=torch.cat([prefix_attention_mask[own], rows["attention_mask"][part, :longest]], dim=1),
+            attention_mask=torch.cat([before[part], rows["attention_mask"][part, :longest]], dim=1),
             position_ids=rows["position_ids"][:, part, :longest],
             past_key_values=_cache_of(beginning.past_key_values, own),
             use_cache=True,

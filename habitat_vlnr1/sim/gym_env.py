@@ -80,11 +80,11 @@ class VLNR1GymEnv(GymHabitatEnv):
 
         Args:
             shown: for each action whether the camera's view after it is wanted. Where it is not, nothing is rendered
-                and the view lacks `rgb`, but for the last step's.
+                and the view lacks `rgb`.
         """
-        outputs = []
-        for number, (action, wanted) in enumerate(zip(actions, shown, strict=True), start=1):
-            if wanted or number == len(actions):
+        outputs: list[Any] = []
+        for action, wanted in zip(actions, shown, strict=True):
+            if wanted:
                 outputs.append(self.step(action))
             else:
                 with nothing_rendered(self._env.sim):

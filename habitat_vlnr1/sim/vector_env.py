@@ -86,8 +86,7 @@ def walk_at(envs: VectorEnv, index: int, actions: Sequence[int], shown: Sequence
     """Let an environment carry out actions, to the end of its episode at most.
 
     Args:
-        shown: for each action whether the camera's view after it is wanted. Where it is not, the view may lack `rgb`,
-            but for the last action's.
+        shown: for each action whether the camera's view after it is wanted. Where it is not, it may lack `rgb`.
 
     Returns: what each step returned; after an episode's end the view is the next one's first.
     """

@@ -98,9 +98,10 @@ class Walkers:
         with tqdm(total=episodes, unit="episode", desc="export") as bar:
             while self.envs.num_envs:
                 actions = self._decide(walks, observations)
+                self.envs.async_step(actions)
                 for walk, observation, action in zip(walks, observations, actions, strict=True):
-                    self._look(walk, observation, action)
-                outputs = self.envs.step([walk.actions[-1] for walk in walks])
+                    self._look(walk, observation, action)  # pictures are encoded while the simulators step
+                outputs = self.envs.wait_step()
                 observations, _, dones, infos = (list(column) for column in zip(*outputs, strict=True))
                 for walk, info in zip(walks, infos, strict=True):
                     walk.follow(info[TRACE][:3] if TRACE in info else None)

@@ -6,7 +6,7 @@ import torch
 
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.lvlm.inputs import IGNORED, PromptEncoder, SFTCollator, answer_loss
-from habitat_vlnr1.lvlm.query import common_beginning
+from habitat_vlnr1.lvlm.query import common_beginning, trunk_of
 from habitat_vlnr1.lvlm.shared_prefix import parts_of, share_prefixes
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.memory import make_memory
@@ -66,6 +66,20 @@ def test_loss_and_gradients_are_those_of_whole_rows(made, template, memory):
     torch.testing.assert_close(model(**batch).loss.detach(), whole, atol=1e-6, rtol=1e-5)
     assert (batch["labels"] != IGNORED).sum() == sum(map(len, answers))
     assert batch["input_ids"].shape[1] < max(len(q.ids) for q in queries) + len(answers[0])
+
+
+def test_prompts_that_begin_with_one_another_share_the_longest(made):
+    _, processor = made
+    encoder = PromptEncoder(processor, get_template("compact"), 6, SPACE, single_slot=True)
+    queries = walk(encoder, make_memory("uniform", budget=8), WORDS[0], 0, [1, 3, 5])  # all frames so far
+    other = encoder.query(WORDS[0], FRAMES[8:10], [(0, 8), (0, 9)])
+    trunk, shared = trunk_of([*queries, other])
+    assert (trunk, [images for _, images in shared]) == (1, [2, 4, 4, 0])  # the third is no better
+    answers = [encoder.answer_ids([1] * 6)] * 3
+    batch = encoder.training_batch(queries, answers, [0, 0, 0])
+    assert batch["prefix_lengths"].tolist() == [tokens for tokens, _ in trunk_of(queries)[1]]
+    assert batch["prefix_input_ids"].shape[1] == max(batch["prefix_lengths"])
+    assert len(batch["image_grid_thw"]) == len(batch["image_index"]) == 6  # no frame is in two rows
 
 
 def test_rows_run_beside_their_like():
