@@ -37,7 +37,7 @@ ZERO_MEANS_SOMETHING = {
     *("decoding.drafts", "decoding.feature_cache_mb", "decoding.prefix_cache_mb"),
     *("model.build.seed",),
     *("model.build.warmup.steps", "model.build.warmup.learning_rate", "model.build.warmup.workers"),
-    *("protocol.camera_height", "rft.beta"),
+    *("model.build.warmup.words.learning_rate", "protocol.camera_height", "rft.beta"),
     *("rft.epsilon", "dagger.beta", "dagger.episodes", "dagger.temperature", "il.learning_rate", "il.workers"),
     *(
         f"{stage}.{key}"
