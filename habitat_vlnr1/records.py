@@ -61,7 +61,8 @@ class Episode:
         instruction: what the agent was told.
         actions: numbers of `Action`, one per frame; the last is STOP (with labels: whatever was done at last).
         info: provenance, kept as it is (trajectory id, expert, success, distance to goal in metres, …).
-        descriptions: what each frame shows, in words; empty unless the export was asked for it.
+        descriptions: what each frame shows, in words; empty unless the export was asked for it. A second line says it
+            cell by cell (see `cells`).
         labels: the expert's next actions by step, up to its STOP or as many as were planned; empty where the expert
             itself has walked.
         frames_of: the episode whose frames these are, walked the same way in the same scene; empty: its own.
@@ -112,6 +113,11 @@ class Episode:
     def depth(self, step: int) -> str:
         """Path of the depth image of frame `step`: 16-bit PNG, 65535 for a normalised depth of 1, if exported."""
         return f"{self.folder}/{step:04d}.depth.png"
+
+    def cells(self, step: int) -> list[str]:
+        """What each cell of frame `step` shows, row by row; empty where the export has not said it."""
+        lines = self.descriptions[step].splitlines() if self.descriptions else []
+        return lines[1].split("; ") if len(lines) > 1 else []
 
     @property
     def steps(self) -> Sequence[int]:

@@ -14,7 +14,8 @@ Nothing is written here: save the model when it returns, and an interrupted warm
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -79,21 +80,60 @@ def warm_up(
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rise_and_fall(step, steps, warmup_fraction))
+    lesson = Lesson(
+        "vision warm-up", "vlnr1.model.build.warmup.learning_rate", steps, learning_rate, warmup_fraction
+    )
+    return learn(model, loader, answer_loss, lesson, progress)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How long and how fast something is learned.
+
+    Args:
+        name: for the progress bar and errors.
+        key: the config key of the learning rate.
+        steps: optimiser steps.
+        learning_rate: the peak, after a linear rise over `warmup_fraction` of the steps; then a cosine to zero.
+        warmup_fraction: of the steps.
+    """
+
+    name: str
+    key: str
+    steps: int
+    learning_rate: float
+    warmup_fraction: float = 0.05
+
+
+def learn(
+    model: PreTrainedModel,
+    batches: Iterable[dict[str, torch.Tensor]],
+    loss_of: Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor],
+    lesson: Lesson,
+    progress: bool = True,
+) -> list[float]:
+    """Train `model` in place with AdamW, one step a batch; returns the loss of every step.
+
+    Raises:
+        CheckpointError: loss or gradient are no longer finite.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.learning_rate, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rise_and_fall(step, lesson.steps, lesson.warmup_fraction)
+    )
     device = next(model.parameters()).device
     losses: list[float] = []
     model.train()
-    bar = tqdm(loader, total=steps, desc="vision warm-up", disable=not progress)
+    bar = tqdm(batches, total=lesson.steps, desc=lesson.name, disable=not progress)
     for batch in bar:
-        loss = answer_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        loss = loss_of(model, {name: tensor.to(device) for name, tensor in batch.items()})
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         losses.append(loss.item())
         if not math.isfinite(losses[-1] + norm.item()):
             raise CheckpointError(
-                f"vision warm-up, step {len(losses)}: loss {losses[-1]:g}, gradient norm {norm.item():g}: it has "
-                "diverged and stops, nothing is saved. A lower vlnr1.model.build.warmup.learning_rate may help"
+                f"{lesson.name}, step {len(losses)}: loss {losses[-1]:g}, gradient norm {norm.item():g}: it has "
+                f"diverged and stops, nothing is saved. A lower {lesson.key} may help"
             )
         optimizer.step()
         schedule.step()
@@ -105,7 +145,7 @@ def warm_up(
 
 def describe(record: Record) -> Described:
     """A record as a question about its current frame."""
-    return Described(QUESTION, record.frames, record.episode.descriptions[record.step])
+    return Described(QUESTION, record.frames, record.episode.descriptions[record.step].partition("\n")[0])
 
 
 def rise_and_fall(step: int, steps: int, rise: float) -> float:

@@ -42,3 +42,30 @@ def describe(
     if room:
         parts.append("room " + " ".join(room[kind] for kind in ROOM_KINDS if kind in room))
     return ", ".join(parts)
+
+
+def describe_cells(
+    semantic: np.ndarray, depth: np.ndarray, names: Mapping[int, str], cells: int, min_share: float
+) -> str:
+    """What each cell of a grid over the image shows, row by row, cells parted by `; `.
+
+    A cell names what fills at least `min_share` of it, the largest first; behind a thing stands its mean distance in
+    whole metres. Arguments as of `describe`, and cells: rows and columns of the grid.
+
+    >>> describe_cells(np.array([[1, 7], [1, 0]]), np.full((2, 2), 2.2), {1: "blue wall", 7: "red sofa"}, 2, 0.1)
+    'blue wall; red sofa 2; blue wall; '
+    """
+    height, width = semantic.shape
+    row, column = (np.arange(side) * cells // side for side in (height, width))
+    cell = row[:, None] * cells + column
+    ids, number = np.unique(semantic, return_inverse=True)
+    place = (cell * len(ids) + number.reshape(semantic.shape)).ravel()
+    counts = np.bincount(place, minlength=cells**2 * len(ids)).reshape(-1, len(ids))
+    metres = np.bincount(place, depth.ravel(), minlength=cells**2 * len(ids)).reshape(-1, len(ids))
+    metres = metres / np.maximum(counts, 1)
+    texts = []
+    for here, far in zip(counts, metres, strict=True):
+        seen = [i for i in np.argsort(-here, kind="stable") if here[i] >= max(min_share * here.sum(), 1)]
+        found = [(names[int(ids[i])], far[i]) for i in seen if names.get(int(ids[i]), UNNAMED[0]) not in UNNAMED]
+        texts.append(", ".join(name if name.split()[-1] in ROOM_KINDS else f"{name} {round(m)}" for name, m in found))
+    return "; ".join(texts)

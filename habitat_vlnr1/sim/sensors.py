@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.observations import CLOCK, DESCRIPTION, INSTRUCTION, draw_environment, encode_text, rollout_id
-from habitat_vlnr1.sim.describe import describe
+from habitat_vlnr1.sim.describe import describe, describe_cells
 
 
 def store_lab_sensor(name: str, node: type) -> None:
@@ -110,6 +110,8 @@ class DescriptionConfig(LabSensorConfig):
     max_bytes: int = 1024  # length of the array
     min_share: float = 0.004  # smallest share of the image's pixels for a thing to be named
     max_things: int = 5  # name at most this many things, the largest first
+    cells: int = 0  # a second line says what each cell of so many rows and columns shows; 0: none
+    cell_share: float = 0.1  # smallest share of a cell's pixels for a thing to be named there
 
 
 @registry.register_sensor(name="VLNR1DescriptionSensor")
@@ -148,9 +150,10 @@ class DescriptionSensor(LabSensor):
         depth = observations["depth"][..., 0]
         if self._depth.normalize_depth:
             depth = depth * (self._depth.max_depth - self._depth.min_depth) + self._depth.min_depth
-        text = describe(
-            observations["semantic"][..., 0], depth, self._names, self.config.min_share, self.config.max_things
-        )
+        semantic, names, config = observations["semantic"][..., 0], self._names, self.config
+        text = describe(semantic, depth, names, config.min_share, config.max_things)
+        if config.cells:
+            text += "\n" + describe_cells(semantic, depth, names, config.cells, config.cell_share)
         return encode_text(text, self.config.max_bytes)
 
 

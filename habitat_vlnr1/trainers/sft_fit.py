@@ -15,6 +15,7 @@ from habitat_vlnr1.files import differences, full_disk_is_said
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.inputs import SFTCollator, answer_loss
 from habitat_vlnr1.lvlm.tiny import build_tiny
+from habitat_vlnr1.lvlm.visual_words import teach_words
 from habitat_vlnr1.lvlm.warmup import warm_up
 from habitat_vlnr1.optimisation import batch_text, lora, sft_arguments
 from habitat_vlnr1.records import Records
@@ -59,7 +60,8 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     """Build the tiny model and show it what things are called, which real weights know from pretraining."""
     build = config.vlnr1.model.build
     episodes = records.episodes
-    texts = {episode.instruction for episode in episodes} | {text for e in episodes for text in e.descriptions}
+    texts = {episode.instruction for episode in episodes}
+    texts |= {line for episode in episodes for text in episode.descriptions for line in text.splitlines()}
     model, processor = build_tiny(
         texts,
         space=action_space(config),
@@ -70,7 +72,12 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     )
     use_cores(config.vlnr1.model.cpu_threads)
     if build.warmup is not None:
-        warm_up(model, prompt_encoder(config, processor), records, seed=build.seed, **build.warmup)
+        encoder, captions = prompt_encoder(config, processor), plain(build.warmup)
+        words = captions.pop("words")
+        if words is not None:
+            teach_words(model, encoder, records, seed=build.seed, **words)
+        if captions["steps"]:
+            warm_up(model, encoder, records, seed=build.seed, **captions)
     made_with = {"build": plain(build)}
     checkpoint.save(folder, model, processor, trained_card(config, "warm-up", **made_with))
 

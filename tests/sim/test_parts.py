@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from habitat_vlnr1.observations import decode_text, encode_text
-from habitat_vlnr1.sim.describe import describe
+from habitat_vlnr1.sim.describe import describe, describe_cells
 from habitat_vlnr1.sim.env_factory import split_episodes
 from habitat_vlnr1.sim.measures import DTW
 
@@ -40,6 +40,15 @@ def test_description_goes_from_left_to_right():
 
 def test_description_of_nothing():
     assert describe(np.zeros((4, 4), int), np.zeros((4, 4)), {}, 0.1, 5) == ""
+
+
+def test_cells_are_described_row_by_row_the_largest_first():
+    semantic = np.array([[1, 1, 2, 2], [1, 1, 2, 3], [4, 4, 5, 9], [4, 4, 0, 9]])
+    depth = np.array([[1.0] * 4, [1.0, 1.0, 1.0, 2.6], [1.0] * 4, [1.0] * 4])
+    names = {1: "blue wall", 2: "door frame", 3: "red sofa", 4: "wood floor", 9: "ceiling"}
+    assert describe_cells(semantic, depth, names, 2, 0.2) == "blue wall; door frame 1, red sofa 3; wood floor; "
+    assert describe_cells(semantic, depth, names, 2, 0.3) == "blue wall; door frame 1; wood floor; "
+    assert describe_cells(semantic, depth, {}, 3, 0.1).split("; ") == [""] * 9
 
 
 def slow_dtw(a, b):

@@ -27,6 +27,8 @@ SMALL = [
     *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
     "vlnr1.model.build.warmup.steps=4",
     "vlnr1.model.build.warmup.batch_size=4",
+    "vlnr1.model.build.warmup.words={steps: 2, batch_size: 8, learning_rate: 1e-3}",
+    "vlnr1.extra_sensors.vlnr1_description.cells=3",
     "vlnr1.sft.max_steps=4",
     "vlnr1.sft.save_steps=2",
     "vlnr1.sft.per_device_train_batch_size=2",
@@ -99,6 +101,7 @@ def test_one_command_exports_trains_and_leaves_a_checkpoint(run, home, capsys):
     assert summary["actions"]["stop"] == len(ego.episodes) == summary["episodes"]
     assert summary["records"] == len(ego.records(make_memory("current"), 6))
     assert all(len(episode.descriptions) == len(episode.actions) for episode in ego.episodes)
+    assert {len(episode.cells(step)) for episode in ego.episodes for step in episode.steps} == {9}
     assert f"train: {summary['episodes']} episodes, {summary['records']} records" in capsys.readouterr().out
     checkpoint = home / "data/vlnr1/quickstart/checkpoints/checkpoint-4"
     assert (checkpoint / "model.safetensors").is_file()
