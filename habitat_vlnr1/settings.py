@@ -168,6 +168,8 @@ RULES: dict[str, Rule] = {
     "eval.policies": each(POLICY),
     "eval.forward_steps": COUNT,
     "eval.videos": INDEX,
+    "eval.together": COUNT | NULL,
+    "eval.render_all": FLAG,
     "eval.shard": INDEX | NULL,
     "eval.num_shards": COUNT | NULL,
     "plan.gpus": COUNT | NULL,

@@ -29,7 +29,7 @@ NULL_MEANS_SOMETHING = {
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("gradient_accumulation_steps", "global_batch_size")),
     *("model.attn_implementation", "decoding.drafts"),
     *("dagger.expert", "il.cpu_threads", "net.rgb_weights", "net.depth_weights", "convert.output", "convert.images"),
-    *("eval.shard", "eval.num_shards"),
+    *("eval.shard", "eval.num_shards", "eval.together"),
 }
 ZERO_MEANS_SOMETHING = {
     *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.shard", "eval.videos"),
