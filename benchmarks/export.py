@@ -1,7 +1,7 @@
 """What an export costs beside the bare simulator, in one run on one machine.
 
-    python -m benchmarks.export --json export.json               # the embedded task's unseen walks, two simulators
-    python -m benchmarks.export vlnr1.export.num_environments=4
+    python benchmarks/export.py --json export.json               # the embedded task's unseen walks, two simulators
+    python benchmarks/export.py vlnr1.export.num_environments=4
 
 Both ways take the recorded actions of the same episodes in as many simulators at the same resolution. `bare` steps and
 looks at nothing; `export` writes VLN-Ego: JPEGs, descriptions where the config wants them, lines. Simulators start

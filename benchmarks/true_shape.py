@@ -234,10 +234,10 @@ def main() -> None:
     decisions(table, model, encoder, prompt, options.parts)
     if {"sft", "group"} & set(options.parts):
         training = Training(model, encoder, prompt, options.generations)
-    if "sft" in options.parts:
-        table.measure("SFT step, LoRA", training.sft)
-    if "group" in options.parts:
-        table.measure(f"group step, G = {options.generations}", training.group)
+        if "sft" in options.parts:
+            table.measure("SFT step, LoRA", training.sft)
+        if "group" in options.parts:
+            table.measure(f"group step, G = {options.generations}", training.group)
     if options.json:
         about = {"model": options.model, "layers": options.layers, "parameters": size, "prompt_tokens": length}
         options.json.write_text(json.dumps(about | {"rows": table.rows}, indent=2) + "\n")

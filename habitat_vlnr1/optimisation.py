@@ -75,7 +75,7 @@ def reward_functions(config: DictConfig) -> list[Callable[..., list[float]]]:
         raise VLNR1Error("vlnr1.rft.rewards is empty: name at least one, such as {name: time_decayed, weight: 1}")
     rows = [plain(reward) for reward in config.vlnr1.rft.rewards]
     functions = [make_reward(**{key: value for key, value in row.items() if key != "weight"}) for row in rows]
-    columns = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
+    columns: tuple[str, ...] = WALK_COLUMNS if config.vlnr1.rft.online is not None else RECORD_COLUMNS
     if config.vlnr1.rft.online is None and asks_for_headway(functions):
         columns += HEADWAY_COLUMNS
     if config.vlnr1.data.rft_questions:

@@ -178,6 +178,8 @@ RULES: dict[str, Rule] = {
     "eval.forward_steps": COUNT,
     "eval.videos": INDEX,
     "eval.report_mb": number(0),
+    "eval.together": COUNT | NULL,
+    "eval.render_all": FLAG,
     "eval.shard": INDEX | NULL,
     "eval.num_shards": COUNT | NULL,
     "plan.gpus": COUNT | NULL,

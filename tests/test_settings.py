@@ -31,7 +31,7 @@ NULL_MEANS_SOMETHING = {
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("gradient_accumulation_steps", "global_batch_size")),
     *("model.attn_implementation", "decoding.drafts"),
     *("dagger.expert", "il.cpu_threads", "net.rgb_weights", "net.depth_weights", "convert.output", "convert.images"),
-    *("eval.shard", "eval.num_shards"),
+    *("eval.shard", "eval.num_shards", "eval.together"),
     *("task.questions", "task.questions.make", "eqa.open_eqa.file", "eqa.judge.url"),
 }
 ZERO_MEANS_SOMETHING = {
