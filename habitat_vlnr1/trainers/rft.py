@@ -96,11 +96,11 @@ class RFTTrainer(VLNR1Trainer):
         own = [split for source, split in folders if source == config.vlnr1.data.source]
         export_missing(self, config, own)
 
-        def work() -> None:
+        def add() -> None:
             for split in dict.fromkeys(own):
                 add_questions(config, split)
 
-        by_one("adds questions", work)
+        by_one("adds questions", add)
         records = open_records(config, folders)  # their frames are checked
         counts = [*config.vlnr1.data.rft_questions.values(), config.vlnr1.rft.held_out.records]
         parts = []
