@@ -232,8 +232,7 @@ def main() -> None:
     length = len(encoder.query(prompt.instruction, prompt.frames, prompt.keys).ids)
     print(f"{options.model}: {size:,} parameters, a prompt of {length} tokens, {torch.get_num_threads()} thread(s)")
     decisions(table, model, encoder, prompt, options.parts)
-    if {"sft", "group"} & set(options.parts):
-        training = Training(model, encoder, prompt, options.generations)
+    training = Training(model, encoder, prompt, options.generations)
     if "sft" in options.parts:
         table.measure("SFT step, LoRA", training.sft)
     if "group" in options.parts:

@@ -73,8 +73,8 @@ def rehearse(config: DictConfig) -> None:
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     folder = Path(config.vlnr1.run_dir, "rehearsal").absolute()
+    lock = FolderLock(folder.parent, "rehearsal") if rank == 0 else None
     if rank == 0:
-        lock = FolderLock(folder.parent, "rehearsal")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         make_scenes(config)
@@ -99,6 +99,7 @@ def rehearse(config: DictConfig) -> None:
             print(stage_line(stage, seen[stage]), flush=True)
     if rank == 0:
         print("\n".join(verdict(config, small, seen)), flush=True)
+    if lock is not None:
         lock.release()
 
 
