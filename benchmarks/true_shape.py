@@ -232,12 +232,11 @@ def main() -> None:
     length = len(encoder.query(prompt.instruction, prompt.frames, prompt.keys).ids)
     print(f"{options.model}: {size:,} parameters, a prompt of {length} tokens, {torch.get_num_threads()} thread(s)")
     decisions(table, model, encoder, prompt, options.parts)
-    if {"sft", "group"} & set(options.parts):
-        training = Training(model, encoder, prompt, options.generations)
-        if "sft" in options.parts:
-            table.measure("SFT step, LoRA", training.sft)
-        if "group" in options.parts:
-            table.measure(f"group step, G = {options.generations}", training.group)
+    training = Training(model, encoder, prompt, options.generations)
+    if "sft" in options.parts:
+        table.measure("SFT step, LoRA", training.sft)
+    if "group" in options.parts:
+        table.measure(f"group step, G = {options.generations}", training.group)
     if options.json:
         about = {"model": options.model, "layers": options.layers, "parameters": size, "prompt_tokens": length}
         options.json.write_text(json.dumps(about | {"rows": table.rows}, indent=2) + "\n")

@@ -99,6 +99,7 @@ def rehearse(config: DictConfig) -> None:
             print(stage_line(stage, seen[stage]), flush=True)
     if lock is not None:
         print("\n".join(verdict(config, small, seen)), flush=True)
+    if lock is not None:
         lock.release()
 
 
