@@ -232,8 +232,9 @@ def main() -> None:
     logits = one["tokens"] * SIZES[options.size][0]["vocab_size"] * 4
     print(
         f"{one['parameters']:,} parameters, {PROCESSES} processes, samples of {one['tokens']} tokens; GiB a process. "
-        f"Not planned: shared memory of the collectives ({one['shared'] / GIB:.2f}), and logits of every token, which the "
-        f"loss on a GPU never holds ({logits / GIB:.2f} for each copy in float32); glibc keeps some of what was freed"
+        f"Not planned: shared memory of the collectives ({one['shared'] / GIB:.2f}), and logits of every token, which "
+        f"the loss on a GPU never holds ({logits / GIB:.2f} for each copy in float32); glibc keeps some of "
+        "what was freed"
     )
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -36,6 +36,7 @@ NULL_MEANS_SOMETHING = {
 }
 ZERO_MEANS_SOMETHING = {
     *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.shard", "eval.videos"),
+    *("eval.report_mb", "convert.report_mb"),
     *("decoding.drafts", "decoding.feature_cache_mb", "decoding.prefix_cache_mb"),
     *("model.build.seed",),
     *("model.build.warmup.steps", "model.build.warmup.learning_rate", "model.build.warmup.workers"),
