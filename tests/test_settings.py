@@ -20,7 +20,7 @@ ANY_TEXT = {  # names of files, folders, splits; what they name is looked for wh
     *("data.setup", "model.name", "model.path", "rft.start", "rft.held_out.split", "dagger.start", "il.run_dir"),
     *("net.rgb_weights", "net.depth_weights", "convert.to", "convert.input", "convert.output", "convert.images"),
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("lr_scheduler_type", "optim")),  # TRL's choices
-    *("rft.loss_type", "task.questions.data_path"),
+    *("rft.loss_type", "task.questions.data_path", "serve.host"),
     *("eqa.open_eqa.file", "eqa.open_eqa.frames", "eqa.judge.url", "eqa.judge.model", "eqa.judge.key_variable"),
 }
 NULL_MEANS_SOMETHING = {
@@ -36,7 +36,7 @@ NULL_MEANS_SOMETHING = {
 }
 ZERO_MEANS_SOMETHING = {
     *("data.label_offset", "memory.budget", "decoding.temperature", "export.shard", "eval.shard", "eval.videos"),
-    *("eval.report_mb", "convert.report_mb"),
+    *("eval.report_mb", "convert.report_mb", "serve.port", "serve.memory_mb", "serve.batch_wait_ms"),
     *("decoding.drafts", "decoding.feature_cache_mb", "decoding.prefix_cache_mb"),
     *("model.build.seed",),
     *("model.build.warmup.steps", "model.build.warmup.learning_rate", "model.build.warmup.workers"),
