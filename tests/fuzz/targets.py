@@ -157,8 +157,8 @@ def model_card(content: bytes, folder: Path) -> None:
 def prompt(content: bytes, folder: Path) -> None:
     encoder = _encoder()
     words = content.decode("utf-8", "replace")
-    ids = [number for piece in encoder._pieces_now(words, 2) for number in piece]
-    plain = [number for piece in encoder._pieces_now("go", 2) for number in piece]
+    ids = [number for piece in encoder._pieces_now(words, 2, False) for number in piece]
+    plain = [number for piece in encoder._pieces_now("go", 2, False) for number in piece]
     for token in encoder.plain_text.control:
         number = encoder.tokenizer.convert_tokens_to_ids(token)
         assert ids.count(number) == plain.count(number), token
