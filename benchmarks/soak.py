@@ -117,6 +117,7 @@ def watch(command: list[str], log: Path) -> dict:
             samples.append(sample)
             time.sleep(1)
     _, left = psutil.wait_procs(seen.values(), timeout=10)  # the fork server notices the end of its parent late
+    left = [one for one in left if not has_ended(one)]
     return {
         "status": process.wait(),
         "log": str(log),
@@ -124,6 +125,14 @@ def watch(command: list[str], log: Path) -> dict:
         "processes_left": [str(one) for one in left],
         "shared_memory_left": sorted(set(os.listdir("/dev/shm")) - shared),
     }
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """A zombie has too: it only waits for the system to take note."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def tell(name: str, part: dict) -> bool:
