@@ -49,6 +49,19 @@ def left_out_text(left_out: Iterable[LeftOut]) -> list[str]:
     ]
 
 
+def print_left_out(lines: Sequence[str], where: str = "") -> None:
+    """What could not be used, in a line each; the first ones where there are many.
+
+    Args:
+        where: what it is left out of, before each line.
+    """
+    start = f"{where}: left out" if where else "left out"
+    for line in lines[:LISTED]:
+        print(f"{start}: {line}")
+    if len(lines) > LISTED:
+        print(f"{start}: {len(lines) - LISTED} more")
+
+
 def read_summary(file: Path) -> dict[str, Any]:
     """A `summary.json`.
 

@@ -34,7 +34,7 @@ from habitat_vlnr1.report.recording import WalkRecord, WalkRecorder, megabytes
 from habitat_vlnr1.results import LeftOut, summarise, write_json
 from habitat_vlnr1.sim.gym_env import RGB, TRACE
 from habitat_vlnr1.sim.side_by_side import SideBySide, groups_of
-from habitat_vlnr1.sim.vector_env import LOST, Key, Output, newly_lost, walk_at
+from habitat_vlnr1.sim.vector_env import LOST, Output, Stretch, newly_lost, walk_at
 from habitat_vlnr1.weights import folder_fingerprint
 
 MEASURES = {
@@ -71,20 +71,10 @@ class _Running:
 
 
 @dataclass
-class _Stretch:
-    """What an environment has done by itself since it was answered.
+class _Stretch(Stretch):
+    """One that may have `begun` an episode; None where none has ended, or none is left."""
 
-    Args:
-        outputs: of its steps.
-        view: what is seen now: of the next episode, where the last step has ended one.
-        begun: that episode; None where none has ended, or none is left.
-        lost: episodes that were given up, and why.
-    """
-
-    outputs: list[Output]
-    view: Mapping[str, Any]
     begun: _Running | None
-    lost: dict[Key, str]
 
 
 def _rounded(pose: Sequence[float]) -> list[float]:
@@ -264,7 +254,7 @@ class PolicyRun:
         self.envs.call_at(index, "keep_episodes", {"keys": sorted(self.left[index])})
         (view,) = self.envs.reset_at(index)
         lost = newly_lost(self.envs, index)
-        return _Stretch([], view, self._begin(index) if self.left[index] - lost.keys() else None, lost)
+        return _Stretch([], view, lost, self._begin(index) if self.left[index] - lost.keys() else None)
 
     def _carry_out(self, index: int, actions: list[int], shown: list[bool]) -> _Stretch:
         """Let an environment act, and begin its next episode where that ends one."""
@@ -272,7 +262,7 @@ class PolicyRun:
         lost, begun = newly_lost(self.envs, index), None
         if outputs[-1][2] and self.left[index] - lost.keys() - {self._running[index].key}:
             begun = self._begin(index)
-        return _Stretch(outputs, outputs[-1][0], begun, lost)
+        return _Stretch(outputs, outputs[-1][0], lost, begun)
 
     # ------------------------------------------------------------------------------------------- in the main thread
     def _note(self, back: Mapping[int, _Stretch], state: dict[str, torch.Tensor]) -> None:

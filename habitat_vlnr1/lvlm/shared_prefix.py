@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,28 +80,44 @@ def _forward_shared(
         use_cache=True,
         mm_encoder_outputs={"image": pick_features(images, list(range(in_prefix)))} if in_prefix else None,
     )
-    rows = {name: kwargs.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
-    rest = _images_of_rows(rows["input_ids"] == image_id, tokens, in_prefix)
-    lengths = rows["attention_mask"].sum(1)
+    rest = _images_of_rows(kwargs["input_ids"] == image_id, tokens, in_prefix)
     places = torch.arange(prefix_input_ids.shape[1], device=prefix_lengths.device)
     before = (places < prefix_lengths[:, None]).to(prefix_attention_mask)
     alike = any(hasattr(parameter, "ds_id") for parameter in self.parameters())  # parted by ZeRO-3
-    hidden: list[tuple[int, torch.Tensor]] = []
-    out: Any = None
-    for part in [list(range(len(lengths)))] if alike else parts_of(lengths):
-        longest = int(lengths[part].max())
+
+    def run(part: list[int], rows: dict[str, torch.Tensor]) -> Any:
         shown = [image for row in part for image in rest[row]]
-        own = prefix_rows[part]
-        out = stock(
+        return stock(
             *args,
-            input_ids=rows["input_ids"][part, :longest],
-            attention_mask=torch.cat([before[part], rows["attention_mask"][part, :longest]], dim=1),
-            position_ids=rows["position_ids"][:, part, :longest],
-            past_key_values=_cache_of(beginning.past_key_values, own),
+            input_ids=rows["input_ids"],
+            attention_mask=torch.cat([before[part], rows["attention_mask"]], dim=1),
+            position_ids=rows["position_ids"],
+            past_key_values=_cache_of(beginning.past_key_values, prefix_rows[part]),
             use_cache=True,
             mm_encoder_outputs={"image": pick_features(images, shown)} if shown else None,
             **kwargs,
         )
+
+    rows = {name: kwargs.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
+    return _in_parts(run, rows, together=alike)
+
+
+def _in_parts(
+    run: Callable[[list[int], dict[str, torch.Tensor]], Any], rows: dict[str, torch.Tensor], together: bool
+) -> Any:
+    """Run rows beside their like, and put their hidden states together again.
+
+    Args:
+        run: of the numbers of some rows, and these rows, cut to the longest of them.
+        rows: `input_ids` and `attention_mask` [B, L], filled up on the right; `position_ids` [3, B, L].
+        together: all at once.
+    """
+    lengths = rows["attention_mask"].sum(1)
+    hidden: list[tuple[int, torch.Tensor]] = []
+    out: Any = None
+    for part in [list(range(len(lengths)))] if together else parts_of(lengths):
+        longest = int(lengths[part].max())
+        out = run(part, {name: values[..., part, :longest] for name, values in rows.items()})
         padded = F.pad(out.last_hidden_state, (0, 0, 0, rows["input_ids"].shape[1] - longest))
         hidden += zip(part, padded, strict=True)
     out.last_hidden_state = torch.stack([states for _, states in sorted(hidden, key=lambda pair: pair[0])])

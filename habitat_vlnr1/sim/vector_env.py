@@ -101,6 +101,21 @@ def walk_at(envs: VectorEnv, index: int, actions: Sequence[int], shown: Sequence
     return outputs
 
 
+@dataclass
+class Stretch:
+    """What an environment has done by itself since it was answered.
+
+    Args:
+        outputs: of its steps; none where a walk has just begun.
+        view: what is seen now: of the next episode, where the last step has ended one.
+        lost: episodes that were given up meanwhile, or that nobody can walk, and why.
+    """
+
+    outputs: list[Output]
+    view: Any
+    lost: dict[Key, str]
+
+
 def _walks(command: tuple[str, Any]) -> bool:
     return command[0] == CALL_COMMAND and command[1][0] == WALK
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from habitat_vlnr1.config import edited, import_modules, processes
 from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lock import FolderLock
-from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.results import LeftOut, left_out_text, print_left_out
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.sim.env_factory import make_scenes
 
@@ -75,8 +75,7 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
     left_out = list(left_out)
     if not left_out:
         return
-    for line in left_out_text(left_out):
-        print(f"left out: {line}")
+    print_left_out(left_out_text(left_out))
     print(f"Done, but {len(left_out)} episodes were left out because of the data; exit status {LEFT_OUT_STATUS}")
     raise SystemExit(LEFT_OUT_STATUS)
 

@@ -38,7 +38,7 @@ from habitat_vlnr1.observations import EXPERT, PLAN
 from habitat_vlnr1.optimisation import sft_arguments
 from habitat_vlnr1.policies.mixture import HELPED, MixturePolicy, make_rule
 from habitat_vlnr1.records import VLNEgo, summarize
-from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.results import LeftOut, left_out_text, print_left_out
 from habitat_vlnr1.sim.task_files import task_identity
 from habitat_vlnr1.trainers.base import VLNR1Trainer, only_trainer, register_trainer
 from habitat_vlnr1.trainers.export import depth_meta, is_exported
@@ -232,8 +232,8 @@ def roll_in(trainer: VLNR1Trainer, config: DictConfig, number: int, rule: dict[s
         f"{summary['records']} records; success {done['success']:.2f}, {done['alone']:.0%} of the walks without the "
         f"expert, {done['expert_share']:.0%} of the steps the expert's; skipped {len(walkers.skipped)}"
     )
-    for line in left_out_text([*left_out, *(LeftOut(name, "", why) for name, why in walkers.skipped.items())]):
-        print(f"Round {number}: left out: {line}")
+    skipped = [LeftOut(name, "", why) for name, why in walkers.skipped.items()]
+    print_left_out(left_out_text([*left_out, *skipped]), f"Round {number}")
 
 
 class RollIn(Walkers):

@@ -26,7 +26,7 @@ from habitat_vlnr1.interchange.mp3d_eqa import questions_of
 from habitat_vlnr1.observations import DESCRIPTION, EXPERT
 from habitat_vlnr1.questions import FILE, read_questions, write_questions
 from habitat_vlnr1.records import RecordError, VLNEgo, read_episode_lines, read_meta, summarize
-from habitat_vlnr1.results import LISTED, LeftOut, left_out_text
+from habitat_vlnr1.results import LeftOut, left_out_text, print_left_out
 from habitat_vlnr1.sim.datasets import EmptyShard
 from habitat_vlnr1.sim.env_factory import make_parts
 from habitat_vlnr1.sim.task_files import task_identity
@@ -82,8 +82,7 @@ def add_questions(config: DictConfig, split: str) -> None:
         raise RecordError(f"task {config.vlnr1.task.name} has no questions (vlnr1.task.questions is null)")
     make_parts(options.make)
     questions, left_out = questions_of(Path(options.data_path.format(split=split)), VLNEgo(root))
-    for line in left_out[:LISTED]:
-        print(f"left out: {line}")
+    print_left_out(left_out)
     if not questions:
         raise RecordError(f"{options.data_path.format(split=split)}: no question about the walks of {root}")
     if (root / FILE).is_file():
@@ -262,5 +261,4 @@ def print_summary(name: str, summary: dict[str, Any]) -> None:
     print(f"{name}: skipped {len(summary['skipped'])}" + "".join(f"; {n} × {why}" for why, n in reasons.items()))
     if summary["looks_skipped"]:
         print(f"{name}: {summary['looks_skipped']} LOOK_UP and LOOK_DOWN of the ground truth were skipped")
-    for line in left_out_text(LeftOut(**entry) for entry in summary["left_out"]):
-        print(f"{name}: left out: {line}")
+    print_left_out(left_out_text(LeftOut(**entry) for entry in summary["left_out"]), name)

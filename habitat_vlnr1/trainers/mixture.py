@@ -20,7 +20,7 @@ from habitat_vlnr1.interchange.llava import read_llava
 from habitat_vlnr1.lvlm.inputs import Example
 from habitat_vlnr1.questions import QuestionRecords, read_questions
 from habitat_vlnr1.records import Records, VLNEgo, keep_some
-from habitat_vlnr1.results import LISTED
+from habitat_vlnr1.results import print_left_out
 
 FRAME_TOKENS = 12
 """About as many as a frame has; only the proportions of rows' lengths matter."""
@@ -119,9 +119,7 @@ def navigation_rows(
     longest = max(len(episode.actions) for episode in records.episodes)
     frames = [len(records.memory.select(step)) + 1 for step in range(longest)]
     places = ([records.locate(index) for index in row] for row in rows)
-    lengths = [
-        len(row[0][0].instruction) // 4 + FRAME_TOKENS * sum(frames[step] for _, step in row) for row in places
-    ]
+    lengths = [len(row[0][0].instruction) // 4 + FRAME_TOKENS * sum(frames[step] for _, step in row) for row in places]
     return rows, lengths
 
 
@@ -157,13 +155,3 @@ def mixed_of(config: DictConfig, more: Sequence[Part]) -> dict[str, Any]:
         return {}
     keys = ("weights", "questions", "question_memories", "image_text")
     return {"mixture": {**{key: data[key] for key in keys}, "records": {part.name: len(part) for part in more}}}
-
-
-def print_left_out(lines: Sequence[str]) -> None:
-    """What could not be used, in a line each."""
-    for line in lines[:LISTED]:
-        print(f"left out: {line}")
-    if len(lines) > LISTED:
-        print(f"left out: {len(lines) - LISTED} more")
-
-

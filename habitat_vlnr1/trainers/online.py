@@ -34,7 +34,7 @@ from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.policies.vlnr1 import prompt_of
 from habitat_vlnr1.sim.episode_files import SAME
 from habitat_vlnr1.sim.side_by_side import SideBySide, groups_of
-from habitat_vlnr1.sim.vector_env import Key, Output, newly_lost, walk_at
+from habitat_vlnr1.sim.vector_env import Key, Stretch, newly_lost, walk_at
 from habitat_vlnr1.trainers.grpo import GroupTrainer
 
 MEASURES = ("success", "spl", "ndtw", "distance_to_goal")
@@ -84,16 +84,6 @@ class Walk:
         return [self._kept[i] for i in self._chance.choice(self.answers, self.keep)]
 
 
-@dataclass
-class _Stretch:
-    """What an environment has done by itself: the outputs of its steps, what is seen now, and which episodes teach
-    nothing, and why."""
-
-    outputs: list[Output]
-    view: Any
-    left_out: dict[Key, str]
-
-
 class Walkers:
     """Walks episodes in a VectorEnv with what a decoder answers.
 
@@ -125,7 +115,7 @@ class Walkers:
         """Walk all of them to their ends."""
         queues = deal(sorted(walks, key=lambda walk: walk.key), self.envs.num_envs)
         rows = list(queues)
-        with SideBySide[_Stretch](groups_of(rows, -(-len(rows) // 2))) as at_work:
+        with SideBySide[Stretch](groups_of(rows, -(-len(rows) // 2))) as at_work:
             for index in rows:
                 at_work.start(index, partial(self._begin, index, queues[index][0].key))
             while back := at_work.back():
@@ -141,9 +131,9 @@ class Walkers:
                     after = queue[1].key if len(queue) > 1 else None
                     at_work.start(index, partial(self._carry_out, index, queue[0], after))
 
-    def _note(self, queue: deque[Walk], stretch: _Stretch) -> None:
+    def _note(self, queue: deque[Walk], stretch: Stretch) -> None:
         """What an environment has done by itself; a walk that has ended leaves its queue."""
-        self.left_out |= stretch.left_out
+        self.left_out |= stretch.lost
         remember_walk([view for view, *_ in stretch.outputs[:-1]], self.transforms)
         if queue and stretch.outputs:
             queue[0].steps += len(stretch.outputs)
@@ -151,7 +141,7 @@ class Walkers:
                 self._measure(queue.popleft(), stretch.outputs[-1][3])
 
     # ------------------------------------------------------------------------------- in the thread of an environment
-    def _begin(self, index: int, key: Key) -> _Stretch:
+    def _begin(self, index: int, key: Key) -> Stretch:
         """Start an environment's next walk."""
         self.envs.call_at(index, "keep_episodes", {"keys": [key]})
         (view,) = self.envs.reset_at(index)
@@ -160,9 +150,9 @@ class Walkers:
         if why:
             logger.warning(f"episode {key[1]} of {key[0]} teaches nothing: {why}")
             left_out[key] = why
-        return _Stretch([], view, left_out)
+        return Stretch([], view, left_out)
 
-    def _carry_out(self, index: int, walk: Walk, after: Key | None) -> _Stretch:
+    def _carry_out(self, index: int, walk: Walk, after: Key | None) -> Stretch:
         """Carry out what was answered; where that ends the walk, start the next one, if there is one."""
         actions = list(walk.plan)
         walk.plan.clear()
@@ -170,9 +160,9 @@ class Walkers:
         outputs = walk_at(self.envs, index, actions, shown)
         lost = newly_lost(self.envs, index)
         if not outputs[-1][2] or after is None:
-            return _Stretch(outputs, outputs[-1][0], lost)
+            return Stretch(outputs, outputs[-1][0], lost)
         begun = self._begin(index, after)
-        return _Stretch(outputs, begun.view, lost | begun.left_out)
+        return Stretch(outputs, begun.view, lost | begun.lost)
 
     def _measure(self, walk: Walk, info: dict[str, Any]) -> None:
         """What a walk has come to. Where nobody can walk (distances are infinite), every walk of the group comes to

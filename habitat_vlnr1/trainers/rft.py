@@ -12,7 +12,7 @@ from habitat_baselines.common.obs_transformers import get_active_obs_transforms
 
 from habitat_vlnr1.config import check_sources, edited
 from habitat_vlnr1.optimisation import asks_for_headway, reward_functions, rft_arguments
-from habitat_vlnr1.results import LeftOut, left_out_text
+from habitat_vlnr1.results import LeftOut, left_out_text, print_left_out
 from habitat_vlnr1.sim.env_factory import open_dataset
 from habitat_vlnr1.trainers.base import VLNR1Trainer, exit_if_left_out, on_own_gpu, only_trainer, register_trainer
 
@@ -53,8 +53,7 @@ class RFTTrainer(VLNR1Trainer):
                     self.envs.close()
                 walked = (LeftOut(name, scene, why) for (scene, name), why in task.walkers.left_out.items())
                 left_out = [*self.envs.left_out, *walked]
-                for line in left_out_text(left_out):
-                    print(f"left out of the training: {line}")
+                print_left_out(left_out_text(left_out), "training")
         leave_processes(state)
         if config.vlnr1.rft.evaluate:
             self.eval()
@@ -88,7 +87,6 @@ class RFTTrainer(VLNR1Trainer):
         from habitat_vlnr1.questions import QuestionRecords, read_questions
         from habitat_vlnr1.trainers.export import add_questions
         from habitat_vlnr1.trainers.fitting import export_missing, open_records
-        from habitat_vlnr1.trainers.mixture import print_left_out
         from habitat_vlnr1.trainers.processes import by_one
         from habitat_vlnr1.trainers.rft_fit import Asked, draw_questions
 
