@@ -48,13 +48,16 @@ INSTRUCTION = "Walk past the blue sofa, turn left behind it and stop at the seco
 SPACE = ActionSpace(turn_angle=15)
 START = 48
 LONG_SHORT = {"short_window": 8, "short_stride": 1, "long_stride": 6}
+BLOCKS = {"short_window": 24, "short_stride": 6, "short_block": 48, "long_stride": 24}
 MEMORIES: dict[str, dict[str, Any]] = {
-    "anchored": LONG_SHORT,
-    "long_short": LONG_SHORT,
-    "uniform": {},
-    "anchored_uniform": {},
-    "exponential": {},
+    "anchored_blocks": {"strategy": "anchored", **BLOCKS},
+    "anchored": {"strategy": "anchored", **LONG_SHORT},
+    "long_short": {"strategy": "long_short", **LONG_SHORT},
+    "uniform": {"strategy": "uniform"},
+    "anchored_uniform": {"strategy": "anchored_uniform"},
+    "exponential": {"strategy": "exponential"},
 }
+"""By the names of their configs."""
 tiny.SIZES["30M"] = tiny.TinySize(4, 256, 4, 8, 512, 8, 4, 1792)
 Answers = Sequence[Sequence[Action]]
 
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument("--frame", type=int, help="side of the frames in pixels; default: 256 for 2B, else 84")
     parser.add_argument("--budget", type=int, default=16, help="history frames")
     parser.add_argument("--memories", nargs="+", choices=MEMORIES, default=list(MEMORIES))
+    parser.add_argument("--template", default="frames_last", help="how the model is asked; vln_ego: as released")
     parser.add_argument("--num-actions", type=int, default=6)
     parser.add_argument("--horizon", type=int, default=6, help="steps between queries")
     parser.add_argument("--queries", type=int, default=10, help="timed in each run")
@@ -112,9 +116,8 @@ def model_of(options: argparse.Namespace) -> tuple[Any, PromptEncoder]:
         texts, space = [INSTRUCTION, *SPACE.options()], ActionSpace(0.5, 30)
         model, processor = tiny.build_tiny(texts, space=space, size=options.size, image_size=options.frame)
     placed: Any = model  # `to` of PreTrainedModel is wrapped without its types
-    encoder = PromptEncoder(
-        processor, get_template("vln_ego"), options.num_actions, SPACE, max_pixels=options.frame**2, single_slot=True
-    )
+    template, pixels = get_template(options.template), options.frame**2
+    encoder = PromptEncoder(processor, template, options.num_actions, SPACE, max_pixels=pixels, single_slot=True)
     return placed.to(options.device, getattr(torch, options.dtype)), encoder
 
 
@@ -151,7 +154,7 @@ class Bench:
         """Every way once: stock generation, then ours with each memory."""
         stock: dict[tuple[int, ...], float] = {}  # by the number of frames of each query: which ones is all the same
         for name in self.options.memories:
-            memory = make_memory(name, budget=self.options.budget, **MEMORIES[name])
+            memory = make_memory(budget=self.options.budget, **MEMORIES[name])
             frames = tuple(len(memory.select(step)) for step in self.steps[1:])
             if frames not in stock:
                 stock[frames] = self.stock(memory)

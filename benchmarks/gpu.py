@@ -210,9 +210,8 @@ class Benchmark:
         (model, processor), row.seconds, row.peak = measured(make, self.device)
         self.model = model.to(self.device)
         share_prefixes(self.model)
-        self.encoder = PromptEncoder(
-            processor, get_template("vln_ego"), len(ACTIONS), SPACE, max_pixels=side**2, single_slot=True
-        )
+        template = get_template(self.options.template)
+        self.encoder = PromptEncoder(processor, template, len(ACTIONS), SPACE, max_pixels=side**2, single_slot=True)
         self.answer = len(self.encoder.answer_ids(ACTIONS))
         row.tokens, row.note = 0, f"{self.size.parameters:,} parameters"
 
@@ -222,7 +221,7 @@ class Benchmark:
             **vars(self.options), walks=batch, samples=1, drafts=None, num_actions=len(ACTIONS), budget=16, horizon=6
         )
         bench = Bench(self.model, self.encoder, options)
-        memory = make_memory(options.memory, budget=options.budget, **MEMORIES[options.memory])
+        memory = make_memory(budget=options.budget, **MEMORIES[options.memory])
         tokens, frames, patches, first = asked(bench, self.encoder, memory)
         every = batch * (tokens + bench.answer_tokens)
         stock = Row(self.name, "query, stock generate", batch, tokens=every)
@@ -356,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, help="of the language model and of the vision tower; default: all")
     parser.add_argument("--frame", type=int, default=256, help="side of the frames in pixels")
     parser.add_argument("--memory", choices=MEMORIES, default="anchored")
+    parser.add_argument("--template", default="vln_ego", help="how the model is asked; frames_last: reuses more")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="prompts of a query at a time")
     parser.add_argument("--queries", type=int, default=3, help="timed for each way; the median counts")
     parser.add_argument("--steps", type=int, default=3, help="timed of each kind, after one that is not")

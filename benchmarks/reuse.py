@@ -3,7 +3,7 @@
     python benchmarks/reuse.py --json reuse.json --picture docs/images/reuse.png
 
 Exact, by the same rule as `PrefixCache`: tokens, and whole frames by their identity. Frames of 256² pixels (81 tokens
-each), the authors' prompt, an instruction of some thirty words; a query every --horizon steps.
+each), an instruction of some thirty words; a query every --horizon steps.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--horizon", type=int, nargs="+", default=[6, 1], help="steps between queries")
     parser.add_argument("--budget", type=int, default=16, help="history frames")
+    parser.add_argument("--template", default="frames_last", help="how the model is asked; vln_ego: as released")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     space = ActionSpace(0.25, 15)
     processor = build_processor(build_tokenizer([INSTRUCTION, *space.options()], space), 252)
-    encoder = PromptEncoder(processor, get_template("vln_ego"), 6, space)
+    encoder = PromptEncoder(processor, get_template(options.template), 6, space)
     found: dict[str, dict[str, list[float]]] = {}
     for horizon in options.horizon:
         for name, settings in MEMORIES.items():
-            own = shares(encoder, make_memory(name, budget=options.budget, **settings), options.steps, horizon)
+            own = shares(encoder, make_memory(budget=options.budget, **settings), options.steps, horizon)
             found.setdefault(str(horizon), {})[name] = own
             late = own[2 * options.budget :]
             full = f"from t = {2 * options.budget} {np.mean(late):4.0%}"

@@ -86,12 +86,40 @@ class AnchoredLongShort(LongShort):
 
     The long part is v_0, v_d, v_2d, … older than v_{t-M}, with d = d2 · 2^j the first that fits. Because the grid
     does not slide with t, consecutive prompts share a prefix, and a key-value cache can be reused.
+
+    With `short_block` the short part stays where it is, too: it begins at the newest multiple of the block that leaves
+    it M steps, and has every d1-th frame from there on, so M to M + block - 1 steps. Until the next multiple comes the
+    history only grows; where d1 is the number of steps between two questions, by the one frame asked about.
+
+    Args:
+        short_block: a multiple of d1; null: the short part slides with t, as in eq. 6.
     """
+
+    short_block: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.short_block is not None and (self.short_block < 1 or self.short_block % self.short_stride):
+            raise VLNR1Error(f"short_block must be a multiple of short_stride, or null: {self}")
+
+    @property
+    def short_size(self) -> int:
+        longest = self.short_window + (self.short_block or 1) - 1
+        return math.ceil(longest / self.short_stride)
+
+    def select(self, t: int) -> list[int]:
+        if self.short_block is None:
+            return super().select(t)
+        boundary = max(t - self.short_window, 0) // self.short_block * self.short_block
+        short = range(boundary, t, self.short_stride)
+        return sorted({*short, *self.grid(boundary, self.budget - self.short_size)})
 
     def long(self, t: int, room: int) -> list[int]:
         boundary = t - self.short_window
-        if boundary <= 0:
-            return [0][:t]
+        return self.grid(boundary, room) if boundary > 0 else [0][:t]
+
+    def grid(self, boundary: int, room: int) -> list[int]:
+        """v_0, v_d, v_2d, … older than v_boundary, at most `room` of them."""
         stride = self.long_stride
         while math.ceil(boundary / stride) > room:
             stride *= 2

@@ -1,7 +1,8 @@
 """What the model is asked: instruction, history frames, current frame, options.
 
 One template serves export, training, evaluation and reinforcement, so that what is trained is what is asked. The
-instruction stands before the frames, so that the text before the first frame that changes can be reused.
+instruction stands before the frames, so that the text before the first frame that changes can be reused. Where nothing
+stands behind them either (`frames_last`, `compact`), so can a history that only grows.
 """
 
 from __future__ import annotations
@@ -44,6 +45,22 @@ def _vln_ego(instruction: str, num_history: int, num_actions: int, space: Action
     ]
 
 
+def _frames_last(instruction: str, num_history: int, num_actions: int, space: ActionSpace) -> list[Message]:
+    """VLN-Ego's words, and behind them all frames in order of time: a history that only grows is run but once."""
+    example = space.format([1, 2, 3, 0])
+    options = "\n".join(f"{option}." for option in space.options())
+    head = (
+        "Imagine you are a robot designed for navigation tasks. "
+        f"Your instruction is '{instruction}'.\n"
+        f"Your task is to select the next {num_actions} actions based on what you have observed.\n"
+        f"Options:\n{options}\n\nAnswer the formatting requirements:\n"
+        f"1. must contain {num_actions} action predictions\n2. use full option text\n"
+        f"3. be separated by commas\n4. example: {example}\n\n"
+        "You are provided with your observations in order of time; the last one is the current one: "
+    )
+    return [{"role": "user", "content": [_text(head), *[IMAGE] * (num_history + 1)]}]
+
+
 def _compact(instruction: str, num_history: int, num_actions: int, space: ActionSpace) -> list[Message]:
     """Instruction and frames, the current one last: for small models, which learn the options from the data."""
     return [{"role": "user", "content": [_text(instruction), *[IMAGE] * (num_history + 1)]}]
@@ -77,6 +94,7 @@ class PromptTemplate:
 
 TEMPLATES = {
     "vln_ego": PromptTemplate("vln_ego", _vln_ego),
+    "frames_last": PromptTemplate("frames_last", _frames_last),
     "compact": PromptTemplate("compact", _compact, _compact_question),
 }
 

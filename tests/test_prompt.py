@@ -23,8 +23,14 @@ def test_vln_ego_names_the_angle_really_turned():
     assert "30 degrees" not in text
 
 
+def test_with_frames_last_a_growing_history_begins_as_the_prompt_before():
+    earlier, later = (get_template("frames_last").messages("Go.", n, 6, ActionSpace())[0]["content"] for n in (3, 5))
+    assert later[: len(earlier)] == earlier
+    assert "the next 6 actions" in earlier[0]["text"] and [part["type"] for part in later[1:]] == ["image"] * 6
+
+
 def test_unknown_template_names_the_known():
-    with pytest.raises(ValueError, match="unknown prompt template 'x'; choose one of vln_ego, compact"):
+    with pytest.raises(ValueError, match="unknown prompt template 'x'; choose one of vln_ego, frames_last, compact"):
         get_template("x")
 
 
