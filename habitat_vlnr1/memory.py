@@ -98,9 +98,10 @@ class AnchoredLongShort(LongShort):
     short_block: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.short_block is not None and (self.short_block < 1 or self.short_block % self.short_stride):
+        block = self.short_block
+        if block is not None and (type(block) is not int or block < 1 or block % self.short_stride):
             raise VLNR1Error(f"short_block must be a multiple of short_stride, or null: {self}")
+        super().__post_init__()
 
     @property
     def short_size(self) -> int:

@@ -156,7 +156,6 @@ RULES: dict[str, Rule] = {
     "memory.budget": INDEX,
     "memory.short_window": COUNT,
     "memory.short_stride": COUNT,
-    "memory.short_block": COUNT | NULL,
     "memory.long_stride": COUNT,
     "prompt.template": TEXT,
     "prompt.num_actions": COUNT,

@@ -81,6 +81,8 @@ def test_anchored_in_blocks_only_grows_between_them():
     assert all(len([step for step in shown[t] if step >= t - 24]) == 4 for t in shown if t >= 24)
     with pytest.raises(ValueError, match="short_block must be a multiple of short_stride"):
         make_memory("anchored", short_stride=2, short_block=3)
+    with pytest.raises(ValueError, match="short_block must be a multiple of short_stride"):
+        make_memory("anchored", short_block="48")
     with pytest.raises(ValueError, match="the short part takes 13 frames, no room"):
         make_memory("anchored", budget=13, short_window=8, short_block=6)
 
