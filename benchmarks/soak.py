@@ -7,9 +7,9 @@
 The first part runs Habitat's entry point on a task of its own with that many unseen episodes (houses are made first),
 or on the one that the given settings name, with the newest checkpoint of the quick start and `forward_only`; the
 second reads rows as SFT's DataLoader does. The resident memory of the command and of all its workers is sampled every
-second. Printed: memory after a third of the run against memory near its end, open files, and the processes and shared
-memory that are still there afterwards. A plot `soak.png` and the samples `soak.json` go into the output folder;
-status 1 if memory grew by more than a tenth, or something was left behind.
+second. Printed: memory after half of the run, when caches are full, against memory near its end, open files, and the
+processes and shared memory that are still there afterwards. A plot `soak.png` and the samples `soak.json` go into the
+output folder; status 1 if memory grew by more than a tenth, or something was left behind.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def evaluation(options: argparse.Namespace) -> list[str]:
 
 def watch(command: list[str], log: Path) -> dict:
     """Run a command to its end; its memory and open files over time, and what it leaves behind."""
-    shared = set(os.listdir("/dev/shm"))
+    shared = shared_memory()
     began, samples, seen = time.monotonic(), [], {}
     with log.open("w") as out:
         process = psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT)
@@ -123,8 +123,20 @@ def watch(command: list[str], log: Path) -> dict:
         "log": str(log),
         "samples": samples,
         "processes_left": [str(one) for one in left],
-        "shared_memory_left": sorted(set(os.listdir("/dev/shm")) - shared),
+        "shared_memory_left": sorted(shared_memory() - shared),
     }
+
+
+def shared_memory() -> set[str]:
+    """What there is that no living process has mapped, as other commands have their semaphores."""
+    used: set[int] = set()
+    for file in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:
+            continue
+        used |= {int(line.split()[4]) for line in lines if "/dev/shm/" in line}  # the inode: a name may be another
+    return {entry.name for entry in os.scandir("/dev/shm") if entry.inode() not in used}
 
 
 def has_ended(process: psutil.Process) -> bool:
@@ -138,13 +150,13 @@ def has_ended(process: psutil.Process) -> bool:
 def tell(name: str, part: dict) -> bool:
     """Print a part's figures; whether they are as they should be."""
     samples = part["samples"]
-    early, late = (samples[len(samples) * start // 100 : len(samples) * (start + 10) // 100 + 1] for start in (30, 85))
+    early, late = (samples[len(samples) * start // 100 : len(samples) * (start + 10) // 100 + 1] for start in (50, 85))
     before, after = (sorted(sample["rss"] for sample in some)[len(some) // 2] for some in (early, late))
     files = max(sample["files"] for sample in early), max(sample["files"] for sample in late)
     left = [*part["processes_left"], *part["shared_memory_left"]]
     print(
-        f"{name} in {samples[-1]['seconds']:.0f} s, status {part['status']}: median RSS {before / MB:.0f} MB at a "
-        f"third, {after / MB:.0f} MB near the end (× {after / before:.2f}), at most "
+        f"{name} in {samples[-1]['seconds']:.0f} s, status {part['status']}: median RSS {before / MB:.0f} MB at "
+        f"half, {after / MB:.0f} MB near the end (× {after / before:.2f}), at most "
         f"{max(sample['rss'] for sample in samples) / MB:.0f} MB; open files {files[0]} and {files[1]}; "
         f"left behind: {left or 'nothing'}"
     )
