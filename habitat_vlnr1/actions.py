@@ -111,6 +111,21 @@ class ActionSpace:
         return actions  # type: ignore[return-value]
 
 
+    def read(self, text: str, n: int, lenient: bool = True) -> tuple[tuple[Action, ...], bool]:
+        """What a free answer says, and whether it keeps to the grammar.
+
+        Args:
+            lenient: where it does not, read its option letters alone, filled up with STOP.
+
+        Returns: n actions; where nothing could be read, STOP alone.
+        """
+        actions = self.parse(text, n)
+        if actions is not None:
+            return actions, True
+        letters = read_letters(text)[:n] if lenient else ()
+        return ((*letters, *[Action.STOP] * (n - len(letters))) if letters else (Action.STOP,)), False
+
+
 def letter_of(action: Action | int) -> str:
     """The option letter of an action."""
     return _LETTER_OF[Action(action)]

@@ -28,6 +28,7 @@ from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt, load_decoder
 from habitat_vlnr1.memory import Memory, make_memory
 from habitat_vlnr1.observations import INSTRUCTION, decode_text
+from habitat_vlnr1.plan import Plan
 
 if TYPE_CHECKING:
     from habitat.core.agent import Agent
@@ -67,7 +68,7 @@ class Walk:
         self.frames = 0
         self._store = FrameStore(int(memory_mb * 2**20), jpeg_quality)
         self._shape: tuple[int, ...] | None = None
-        self._answer: tuple[int, Answer] | None = None  # and the step that it was given at
+        self._plan: Plan | None = None
 
     def see(self, frame: np.ndarray, instruction: str) -> None:
         """The next step's view. Another instruction than before holds from now on: what was planned is dropped.
@@ -86,18 +87,17 @@ class Walk:
             before = list(self._shape or ())
             raise VLNR1Error(f"frames of a walk have one size: {list(frame.shape)} came after {before}")
         if instruction != self.instruction:
-            self._answer = None
+            self._plan = None
         self.instruction, self._shape = instruction, frame.shape
         self._store.add(0, frame)
         self.frames += 1
 
-    def planned(self, horizon: int) -> Step | None:
+    def planned(self) -> Step | None:
         """What the last answer has for the newest frame; None: the model has to be asked."""
-        if self._answer is None:
+        number = self._plan.number(self.frames - 1) if self._plan else None
+        if self._plan is None or number is None:
             return None
-        asked, answer = self._answer
-        number = self.frames - 1 - asked
-        return Step(answer.actions[number], answer, number) if number < min(horizon, len(answer.actions)) else None
+        return Step(self._plan.answer.actions[number], self._plan.answer, number)
 
     def prompt(self, memory: Memory) -> Prompt:
         """The question at the newest frame."""
@@ -106,9 +106,9 @@ class Walk:
         frames = [self._store.read(0, step) for step in steps]
         return Prompt(self.instruction, frames, [(self.number, step) for step in steps], stream=self.number)
 
-    def take(self, answer: Answer) -> None:
-        """The answer to `prompt`, which is carried out from the newest frame on."""
-        self._answer = self.frames - 1, answer
+    def take(self, answer: Answer, horizon: int) -> None:
+        """The answer to `prompt`, of which so many actions are carried out from the newest frame on."""
+        self._plan = Plan(self.frames - 1, answer, horizon)
 
     def close(self) -> None:
         """Forget the frames."""
@@ -176,8 +176,8 @@ class Navigator:
 
     def decide(self, walks: Sequence[Walk]) -> list[Step]:
         """What each walk is to do after its newest frame."""
-        self.ask([walk for walk in walks if walk.planned(self.execute_horizon) is None])
-        steps: list[Any] = [walk.planned(self.execute_horizon) for walk in walks]  # no None after asking
+        self.ask([walk for walk in walks if walk.planned() is None])
+        steps: list[Any] = [walk.planned() for walk in walks]  # no None after asking
         return steps
 
     def ask(self, walks: Sequence[Walk]) -> list[Answer]:
@@ -188,7 +188,7 @@ class Navigator:
         seeds = [(self.decoder.seed, zlib.crc32(walk.instruction.encode()), walk.frames - 1) for walk in walks]
         answers = self.decoder.decode([walk.prompt(self.memory) for walk in walks], seeds=seeds)
         for walk, answer in zip(walks, answers, strict=True):
-            walk.take(answer)
+            walk.take(answer, self.execute_horizon)
         return answers
 
 

@@ -282,11 +282,18 @@ def check_policy(
     check(config, observation_space, action_space)
 
 
+COMPLETED = ("decoding", "remote")
+"""Groups of `vlnr1` of which a row may name some keys; the others are the config's. Any other group it gives whole."""
+
+
 def _policy_of(place: str, row: str | Mapping[str, Any], config: DictConfig) -> tuple[type[Policy], DictConfig]:
     """The class that a row names, and the config that holds for it."""
     row = {"name": row} if isinstance(row, str) else dict(row)
     policy_class = registered_policy(place, row.pop("name"))
-    return policy_class, edited(config, **{f"vlnr1.{key}": value for key, value in row.items()}) if row else config
+    for key, value in row.items():
+        whole = OmegaConf.merge(config.vlnr1[key], value) if key in COMPLETED else value
+        config = edited(config, **{f"vlnr1.{key}": whole})
+    return policy_class, config
 
 
 def registered_policy(place: str, name: str) -> type[Policy]:

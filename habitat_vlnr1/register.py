@@ -8,6 +8,7 @@ from habitat_vlnr1.sim import register_sim
 BASELINES_MODULES = (
     "habitat_vlnr1.obs_transform",
     "habitat_vlnr1.policies.vlnr1",
+    "habitat_vlnr1.policies.remote",
     "habitat_vlnr1.policies.scripted",
     "habitat_vlnr1.policies.mixture",
     "habitat_vlnr1.policies.vlnce.policies",

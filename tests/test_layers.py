@@ -13,7 +13,7 @@ FLOORS = (
     ("files", "frame_files", "lifetime", "lock", "records", "questions", "episode_writer", "frame_store",
      "observations", "weights"),
     ("results", "episode_log", "report", "lvlm"),
-    ("config", "optimisation", "settings", "obs_transform", "agent"),
+    ("config", "optimisation", "settings", "obs_transform", "plan", "remote", "agent"),
     ("sim",),
     ("policies",),
     ("evaluation", "doctor", "serving"),

@@ -21,6 +21,7 @@ ANY_TEXT = {  # names of files, folders, splits; what they name is looked for wh
     *("net.rgb_weights", "net.depth_weights", "convert.to", "convert.input", "convert.output", "convert.images"),
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("lr_scheduler_type", "optim")),  # TRL's choices
     *("rft.loss_type", "task.questions.data_path", "serve.host"),
+    *("remote.url", "remote.model", "remote.key_variable", "remote.cache"),
     *("eqa.open_eqa.file", "eqa.open_eqa.frames", "eqa.judge.url", "eqa.judge.model", "eqa.judge.key_variable"),
 }
 NULL_MEANS_SOMETHING = {
@@ -32,6 +33,7 @@ NULL_MEANS_SOMETHING = {
     *("model.attn_implementation", "decoding.drafts"),
     *("dagger.expert", "il.cpu_threads", "net.rgb_weights", "net.depth_weights", "convert.output", "convert.images"),
     *("eval.shard", "eval.num_shards", "eval.together"),
+    *(f"remote.{key}" for key in ("url", "model", "grammar", "max_requests", "max_total_tokens", "cache")),
     *("task.questions", "task.questions.make", "eqa.open_eqa.file", "eqa.judge.url"),
 }
 ZERO_MEANS_SOMETHING = {

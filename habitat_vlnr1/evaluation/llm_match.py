@@ -7,20 +7,16 @@ figures beside published ones use OpenEQA's `evaluate-predictions.py`; the scale
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from habitat_vlnr1.errors import ResultsError, RunError, VLNR1Error
+from habitat_vlnr1.errors import ResultsError, RunError
 from habitat_vlnr1.files import drop_half_line, parse_json
 from habitat_vlnr1.questions import Question
+from habitat_vlnr1.remote.endpoint import Endpoint
 
 FILE = "llm_match.jsonl"
 _ASK = """\
@@ -33,7 +29,7 @@ Answer to mark: {prediction}
 Reply in this form, and nothing else:
 Your mark: <number>"""
 _MARK = re.compile(r"(?:Your mark:\s*)?([1-5])\b")
-_TRIES, _SECONDS = 4, 60
+_MARK_TOKENS = 32
 
 
 class Judge:
@@ -45,14 +41,11 @@ class Judge:
         key_variable: environment variable that has the key; where it is not set, none is sent.
 
     Raises:
-        ValueError: the address is none of http or https.
+        ValueError: the address is none of http or https, or the client is not installed.
     """
 
     def __init__(self, url: str, model: str, key_variable: str = "OPENAI_API_KEY"):
-        if not url.startswith(("http://", "https://")):
-            raise VLNR1Error(f"vlnr1.eqa.judge.url is {url!r}: give an address, such as http://localhost:8000/v1")
-        self.url, self.model = url.rstrip("/") + "/chat/completions", model
-        self.key = os.environ.get(key_variable)
+        self.endpoint, self.model = Endpoint(url, model, key_variable, place="vlnr1.eqa.judge"), model
 
     def mark_all(self, questions: Sequence[Question], answers: Mapping[str, str], folder: Path) -> dict[str, float]:
         """(mark - 1) / 4 by question id; marks that the folder has from before are not asked for again."""
@@ -93,29 +86,12 @@ class Judge:
             extra="; ".join(question.answers[1:]) or "none",
             prediction=answer,
         )
-        reply = self._ask(text)
+        message = {"role": "user", "content": text}
+        reply = self.endpoint.ask([message], max_tokens=_MARK_TOKENS, temperature=0).text
         found = _MARK.search(reply)
         if found is None:
-            raise RunError(f"{self.url}: question {question.question_id}: no mark 1 to 5 in {reply[:80]!r}")
+            raise RunError(f"{self.endpoint.url}: question {question.question_id}: no mark 1 to 5 in {reply[:80]!r}")
         return int(found[1])
-
-    def _ask(self, text: str) -> str:
-        body = {"model": self.model, "messages": [{"role": "user", "content": text}], "max_tokens": 32}
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url, json.dumps({**body, "temperature": 0}).encode(), headers)
-        for attempt in range(_TRIES):
-            try:
-                with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-                    reply: Any = json.loads(response.read())
-                return str(reply["choices"][0]["message"]["content"])
-            except urllib.error.HTTPError as error:
-                if error.code not in (429, 500, 502, 503) or attempt == _TRIES - 1:
-                    raise RunError(f"{self.url}: {error.code} {error.reason}; what is marked is kept") from None
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                if attempt == _TRIES - 1:
-                    raise RunError(f"{self.url}: {error}; what is marked is kept") from None
-            time.sleep(2**attempt)
-        raise AssertionError("the last attempt returns or raises")
 
 
 def cut(answer: str) -> str:

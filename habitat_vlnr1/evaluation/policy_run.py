@@ -227,6 +227,7 @@ class PolicyRun:
         if not hasattr(self.policy, "ahead"):
             return [list(awake)]
         usual = 1 if self.device.type == "cpu" else -(-len(awake) // 2)
+        usual = len(awake) if getattr(self.policy, "asks_at_once", False) else usual
         return groups_of(awake, self.config.vlnr1.eval.together or usual)
 
     def _frames_needed(self) -> set[int] | None:

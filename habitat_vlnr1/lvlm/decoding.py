@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from habitat_vlnr1.actions import Action, read_letters
+from habitat_vlnr1.actions import Action
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.drafts import Path, choose_drafts, paths_from, paths_of
@@ -328,12 +328,7 @@ class ActionDecoder:
         end = self.encoder.end_id
         ids = ids[: ids.index(end) + 1] if end in ids else ids
         text = self.encoder.tokenizer.decode([token for token in ids if token != end])
-        actions = self.encoder.space.parse(text, self.num_actions)
-        valid = actions is not None
-        if actions is None:
-            letters = read_letters(text)[: self.num_actions] if self.lenient else ()
-            padding = [Action.STOP] * (self.num_actions - len(letters))
-            actions = (*letters, *padding) if letters else (Action.STOP,)
+        actions, valid = self.encoder.space.read(text, self.num_actions, self.lenient)
         return Answer(actions, text, (), tuple(ids), (True,) * len(ids), valid)
 
 

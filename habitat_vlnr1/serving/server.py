@@ -272,7 +272,7 @@ class Session:
         if request.frame is None:
             return {"reset": True}
         await asyncio.to_thread(self._see, request)
-        planned = None if request.ask else self.walk.planned(self.navigator.execute_horizon)
+        planned = None if request.ask else self.walk.planned()
         step = planned or await self.batcher.decide(self.walk)
         ahead = step.answer.actions[step.number :]
         return {

@@ -31,7 +31,7 @@ from habitat_vlnr1.errors import VLNR1Error
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Answer, Prompt
 from habitat_vlnr1.obs_transform import looked_at, remember_walk
 from habitat_vlnr1.observations import EXPERT
-from habitat_vlnr1.policies.vlnr1 import prompt_of
+from habitat_vlnr1.policies.answering import prompt_of
 from habitat_vlnr1.sim.episode_files import SAME
 from habitat_vlnr1.sim.side_by_side import SideBySide, groups_of
 from habitat_vlnr1.sim.vector_env import Key, Stretch, newly_lost, walk_at

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from habitat_vlnr1.errors import ResultsError, RunError
-from habitat_vlnr1.evaluation import llm_match
 from habitat_vlnr1.evaluation.llm_match import Judge
 from habitat_vlnr1.evaluation.question_run import (
     PREDICTIONS,
@@ -18,6 +17,7 @@ from habitat_vlnr1.evaluation.question_sheet import write_sheet
 from habitat_vlnr1.lvlm.frames import FrameError
 from habitat_vlnr1.memory import make_memory
 from habitat_vlnr1.questions import Question
+from tests.remote.fake import fake_server
 from tests.tiny_run import jpeg
 
 
@@ -114,23 +114,19 @@ def test_a_sheet_is_drawn(tmp_path):
     assert file.stat().st_size > 10_000
 
 
-def test_a_judge_marks_once_and_keeps_its_marks(tmp_path, monkeypatch):
-    replies = ["Your mark: 4", "2"]
-    judge = Judge("http://localhost:1/v1", "m")
-    monkeypatch.setattr(Judge, "_ask", lambda self, text: replies.pop(0))
+def test_a_judge_marks_once_and_keeps_its_marks(tmp_path):
     asked = [question("1"), question("2"), question("3")]
     answers = {"1": "red. And more", "2": "blue", "3": ""}
     marks = {"1": 0.75, "2": 0.25, "3": 0.0}
-    assert judge.mark_all(asked, answers, tmp_path) == marks
-    assert judge.mark_all(asked, answers, tmp_path) == marks
-    monkeypatch.setattr(Judge, "_ask", lambda self, text: "no idea")
-    with pytest.raises(RunError, match="question 2: no mark"):
-        judge.mark_all(asked, {**answers, "2": "green"}, tmp_path)
+    with fake_server(["Your mark: 4", "2", "no idea"]) as server:
+        judge = Judge(server.url, "m")
+        assert judge.mark_all(asked, answers, tmp_path) == marks
+        assert judge.mark_all(asked, answers, tmp_path) == marks
+        assert len(server.bodies) == 2 and "Answer to mark: red." in server.bodies[0]["messages"][0]["content"]
+        with pytest.raises(RunError, match="question 2: no mark"):
+            judge.mark_all(asked, {**answers, "2": "green"}, tmp_path)
 
 
-def test_a_judge_that_cannot_be_reached_is_one_line(monkeypatch):
-    monkeypatch.setattr(llm_match, "_TRIES", 1)
-    with pytest.raises(RunError, match=r"127\.0\.0\.1:9/v1/chat/completions: "):
-        Judge("http://127.0.0.1:9/v1", "m").mark(question("1"), "blue")
-    with pytest.raises(ValueError, match="give an address"):
+def test_a_judge_needs_an_address():
+    with pytest.raises(ValueError, match=r"vlnr1\.eqa\.judge\.url is 'file:///etc/passwd': give an address"):
         Judge("file:///etc/passwd", "m")

@@ -1,0 +1,1 @@
+"""Models that a server holds: any OpenAI-compatible endpoint (vLLM, SGLang, `transformers serve`, hosted models)."""
