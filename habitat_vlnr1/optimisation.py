@@ -31,7 +31,6 @@ FIXED = {
     "output_dir": "take habitat_baselines.checkpoint_folder",
     "seed": "take habitat.seed",
     "use_cpu": "a GPU is used where there is one; hide it with CUDA_VISIBLE_DEVICES=",
-    "report_to": "curves go to habitat_baselines.tensorboard_dir",
     "logging_dir": "take habitat_baselines.tensorboard_dir",
     "remove_unused_columns": "the collator needs all columns",
     "save_strategy": "checkpoints are saved every save_steps steps",
@@ -209,7 +208,7 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
             output_dir=config.habitat_baselines.checkpoint_folder,
             seed=config.habitat.seed,
             use_cpu=not torch.cuda.is_available(),
-            report_to=["tensorboard"],
+            report_to=trackers(stage, options.pop("report_to", "tensorboard")),
             remove_unused_columns=False,
             save_strategy="steps",
             logging_nan_inf_filter=False,  # it would log a loss of 0 for NaN
@@ -220,6 +219,29 @@ def _arguments(config: DictConfig, kind: type[Arguments], stage: str, ours: Sequ
         raise VLNR1Error(f"vlnr1.{stage}: {error}; its keys are those of trl.{kind.__name__}") from None
     except ValueError as error:
         raise VLNR1Error(f"vlnr1.{stage}: {error}") from None
+
+
+def trackers(stage: str, names: Any) -> list[str]:
+    """Where the curves of a training go, as Transformers takes it: names of trackers, `all` or `none`.
+
+    Raises:
+        ValueError: there is no such tracker, or it is not installed.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names:
+        raise VLNR1Error(f"vlnr1.{stage}.report_to is {names!r}: give a tracker's name, a list of them, all or none")
+    for name in names:
+        if name in ("all", "none"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise VLNR1Error(f"vlnr1.{stage}.report_to: there is no tracker {name!r}; choose among {known}, all, none")
+        if name not in get_available_reporting_integrations():
+            raise VLNR1Error(f"vlnr1.{stage}.report_to: {name} is not installed: pip install {name}")
+    return names
 
 
 def lora(config: DictConfig) -> Any:

@@ -105,6 +105,22 @@ def test_every_key_has_a_rule_and_every_rule_a_key(configs):
     assert set(RULES) - set(found) == set()
 
 
+@pytest.mark.parametrize("stage, arguments", [("sft", sft_arguments), ("rft", rft_arguments)])
+def test_curves_go_to_the_tracker_that_is_named(stage, arguments):
+    def named(*tracker):
+        return arguments(get_config(f"vlnr1_{stage}.yaml", list(tracker), CONFIGS)).report_to
+
+    assert named() == ["tensorboard"]
+    assert named(f"+vlnr1.{stage}.report_to=none") == []
+    assert named(f"+vlnr1.{stage}.report_to=[tensorboard]") == ["tensorboard"]
+    with pytest.raises(ValueError, match=rf"vlnr1\.{stage}\.report_to: there is no tracker 'wandbb'; choose among "):
+        named(f"+vlnr1.{stage}.report_to=wandbb")
+    with pytest.raises(ValueError, match="neptune is not installed: pip install neptune"):
+        named(f"+vlnr1.{stage}.report_to=neptune")
+    with pytest.raises(ValueError, match="report_to is 3: give a tracker's name"):
+        named(f"+vlnr1.{stage}.report_to=3")
+
+
 def test_a_wrong_type_is_refused(configs):
     for key, (config, value) in keys(configs).items():
         if key in RULES:

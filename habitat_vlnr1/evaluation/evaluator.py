@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from habitat.core.logging import logger
+from habitat_baselines.common.tensorboard_utils import TensorboardWriter, WeightsAndBiasesWriter
 from habitat_baselines.rl.ppo.evaluator import Evaluator
 from omegaconf import DictConfig
+from PIL import Image
 
 from habitat_vlnr1.config import evaluation_shard, plain
 from habitat_vlnr1.errors import VLNR1Error
-from habitat_vlnr1.evaluation.policy_run import Outcome, PolicyRun
+from habitat_vlnr1.evaluation.policy_run import VIDEOS, Outcome, PolicyRun
 from habitat_vlnr1.evaluation.rows import RowMaker
 from habitat_vlnr1.observations import EXPERT
 from habitat_vlnr1.report.build import NAME, write_results_report
@@ -81,6 +83,7 @@ class VLNR1Evaluator(Evaluator):
             return []
         if shard[0] == 0 or any(outcome.walked for outcome in outcomes):
             report(whole, writer, step_id)
+            show_walks(outcomes, writer, step_id)
             write_page(config)
             envs.left_out = list(dict.fromkeys(LeftOut(**entry) for s in whole for entry in s["left_out"]))
         return whole
@@ -93,6 +96,20 @@ def report(summaries: Sequence[dict[str, Any]], writer: Any, step_id: int) -> No
             if summary[metric] is not None:
                 writer.add_scalar(f"eval_{summary['policy']}/{metric}", summary[metric], step_id)
     print(table(summaries), flush=True)
+
+
+def show_walks(outcomes: Sequence[Outcome], writer: Any, step_id: int) -> None:
+    """The pictures of the rows' first walks (`vlnr1.eval.videos`), where Habitat's tracker takes pictures."""
+    for outcome in outcomes:
+        for file in sorted((outcome.log.folder / VIDEOS).glob("*.png")):
+            name = f"walks_{outcome.policy}/{file.stem}"
+            if isinstance(writer, TensorboardWriter):
+                picture = np.asarray(Image.open(file).convert("RGB"))
+                writer.add_image(name, picture, step_id, dataformats="HWC")
+            elif isinstance(writer, WeightsAndBiasesWriter):
+                import wandb  # installed, where there is such a writer
+
+                writer.run.log({name: wandb.Image(str(file))})
 
 
 def write_page(config: DictConfig) -> None:

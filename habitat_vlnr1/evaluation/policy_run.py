@@ -77,6 +77,10 @@ class _Stretch(Stretch):
     begun: _Running | None
 
 
+VIDEOS = "videos"
+"""In a row's folder: films and pictures of its first walks."""
+
+
 def _rounded(pose: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in pose]
 
@@ -410,4 +414,4 @@ class PolicyRun:
         if running.replay is not None:
             replay = running.replay
             replay.actions, replay.poses, replay.metrics = running.actions, [*running.poses], line["metrics"]
-            pictures.save(replay, self.log.folder / "videos", fps=self.config.habitat_baselines.video_fps)
+            pictures.save(replay, self.log.folder / VIDEOS, fps=self.config.habitat_baselines.video_fps)

@@ -11,6 +11,7 @@ Examples:
 
 from __future__ import annotations
 
+import copy
 import glob
 import json
 import os
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -32,7 +34,15 @@ from habitat_vlnr1.actions import LETTERS, Action, ActionSpace, letter_of
 from habitat_vlnr1.errors import CheckpointError, VLNR1Error
 from habitat_vlnr1.files import read_json, write_atomically
 from habitat_vlnr1.lock import FolderLock
-from habitat_vlnr1.weights import ADAPTER_FILE, CARD_FILE, chain, check_whole, not_finite, not_finite_on_disk
+from habitat_vlnr1.weights import (
+    ADAPTER_FILE,
+    CARD_FILE,
+    chain,
+    check_whole,
+    folder_fingerprint,
+    not_finite,
+    not_finite_on_disk,
+)
 
 CARD_FORMAT = 1
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -343,3 +353,41 @@ def _take_the_place(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+_MODELS: WeakValueDictionary[tuple[str, ...], PreTrainedModel] = WeakValueDictionary()
+_PROCESSORS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+"""What decoders hold: models by checkpoint, weights, dtype and attention, and the processors that came with them."""
+
+
+def load_shared(
+    path: str | os.PathLike[str],
+    card: ModelCard | None,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    attention: str | None,
+) -> tuple[PreTrainedModel, Any, ModelCard]:
+    """A model that only decoders know, a processor of its own for each of them, and how it is asked.
+
+    Args:
+        path: a folder or a Hugging Face id.
+        card: None: the checkpoint's own.
+        dtype: as `load` takes it.
+        device: None: the process's current GPU where there is one.
+        attention: as `load` takes it.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no card and none is given.
+    """
+    path = existing(path)
+    card = read_card(path) if card is None else card
+    if card is None:
+        raise CheckpointError(f"{path}: no {CARD_FILE} says how this model is asked: give a ModelCard")
+    key = (path, str(dtype), str(attention), json.dumps(folder_fingerprint(path)))
+    model = _MODELS.get(key)
+    if model is None:
+        model, processor = load(path, dtype=dtype, attn_implementation=attention)
+        _MODELS[key], _PROCESSORS[model] = model, processor
+    placed: Any = model  # `to` of PreTrainedModel is wrapped without its types
+    placed = placed.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return placed, copy.deepcopy(_PROCESSORS[model]), card

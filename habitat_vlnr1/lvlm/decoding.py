@@ -16,14 +16,11 @@ Examples:
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -42,7 +39,6 @@ from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.passes import Passes
 from habitat_vlnr1.lvlm.prefix_cache import PrefixCache
 from habitat_vlnr1.lvlm.query import Query
-from habitat_vlnr1.weights import folder_fingerprint
 
 Seed = int | Sequence[int]
 
@@ -373,32 +369,9 @@ def load_decoder(
     Raises:
         CheckpointError: it cannot be loaded, or has no card and none is given.
     """
-    path = checkpoint.existing(path)
-    card = checkpoint.read_card(path) if card is None else card
-    if card is None:
-        raise CheckpointError(
-            f"{path}: no {checkpoint.CARD_FILE} says how this model is asked: give load_decoder a ModelCard"
-        )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model: Any  # `to` of PreTrainedModel is wrapped without its types
-    model, processor = _shared(path, dtype, attn_implementation)
-    answers = choose_drafts(card.frequent_answers, drafts, card.num_actions, device.type)
-    return ActionDecoder(model.to(device), PromptEncoder.from_card(processor, card), drafts=answers, **options)
-
-
-_MODELS: WeakValueDictionary[tuple[str, ...], PreTrainedModel] = WeakValueDictionary()
-_PROCESSORS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
-"""What decoders hold: models by checkpoint, weights, dtype and attention, and the processors that came with them."""
-
-
-def _shared(path: str, dtype: str | torch.dtype, attention: str | None) -> tuple[PreTrainedModel, Any]:
-    """A model that only decoders know, and a processor of its own for each."""
-    key = (path, str(dtype), str(attention), json.dumps(folder_fingerprint(path)))
-    model = _MODELS.get(key)
-    if model is None:
-        model, processor = checkpoint.load(path, dtype=dtype, attn_implementation=attention)
-        _MODELS[key], _PROCESSORS[model] = model, processor
-    return model, copy.deepcopy(_PROCESSORS[model])
+    model, processor, card = checkpoint.load_shared(path, card, dtype, device, attn_implementation)
+    answers = choose_drafts(card.frequent_answers, drafts, card.num_actions, model.device.type)
+    return ActionDecoder(model, PromptEncoder.from_card(processor, card), drafts=answers, **options)
 
 
 @dataclass

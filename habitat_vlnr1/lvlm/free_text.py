@@ -176,7 +176,7 @@ def load_text_decoder(
     attn_implementation: str | None = None,
     **options: Any,
 ) -> TextDecoder:
-    """Load a checkpoint and make what asks it for text.
+    """Load a checkpoint and make what asks it for text. Decoders of one checkpoint share its model.
 
     Args:
         path: a folder or a Hugging Face id.
@@ -189,11 +189,5 @@ def load_text_decoder(
     Raises:
         CheckpointError: it cannot be loaded, or has no card and none is given.
     """
-    path = checkpoint.existing(path)
-    card = checkpoint.read_card(path) if card is None else card
-    if card is None:
-        raise CheckpointError(f"{path}: no {checkpoint.CARD_FILE} says how it is asked: give load_text_decoder a card")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model: Any
-    model, processor = checkpoint.load(path, dtype=dtype, attn_implementation=attn_implementation)
-    return TextDecoder(model.to(device), PromptEncoder.from_card(processor, card), **options)
+    model, processor, card = checkpoint.load_shared(path, card, dtype, device, attn_implementation)
+    return TextDecoder(model, PromptEncoder.from_card(processor, card), **options)

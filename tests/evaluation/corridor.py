@@ -183,10 +183,10 @@ class Scalars(dict):
         self[name] = value
 
 
-def evaluate(config, envs, policy=None, transforms=()):
+def evaluate(config, envs, policy=None, transforms=(), writer=None):
     agent = SimpleNamespace(actor_critic=policy or torch.nn.Identity(), agent_name="main_agent", eval=lambda: None)
     spec = SimpleNamespace(observation_space=SPACE, action_space=FOUR)
-    scalars = Scalars()
+    scalars = writer or Scalars()
     summaries = VLNR1Evaluator().evaluate_agent(
         agent, envs, config, 0, 7, scalars, torch.device("cpu"), list(transforms), spec, set()
     )

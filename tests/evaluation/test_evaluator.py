@@ -183,3 +183,17 @@ def test_random_policy_is_uniform_and_independent_of_the_batch():
     assert again == actions[:5]
     assert np.bincount(actions).min() > 60
     assert RandomPolicy(SPACE, FOUR, seed=4).actions({"vlnr1_instruction": told, "vlnr1_clock": clock}) != actions
+
+
+def test_pictures_of_the_first_walks_go_to_tensorboard(tmp_path):
+    from habitat_baselines.common.tensorboard_utils import TensorboardWriter
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(tmp_path, {"forward_only": "ForwardOnlyPolicy"}, **{"vlnr1.eval.videos": 2})
+    with TensorboardWriter(str(tmp_path / "tb")) as writer:
+        evaluate(config, two_environments(), writer=writer)
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    names = events.Tags()["images"]
+    assert len(names) == 2 and all(name.startswith("walks_forward_only/") for name in names)
+    assert events.Images(names[0])[0].width > 1000 and "eval_forward_only/SR" in events.Tags()["scalars"]

@@ -213,7 +213,7 @@ def test_a_loaded_decoder_asks_as_its_checkpoints_card_says(made, prompts, tmp_p
     assert (other.num_actions, other.encoder.template.name, other.temperature) == (2, "vln_ego", 1.0)
     assert other.encoder.space.forward_step == 0.3
     (folder / CARD_FILE).unlink()
-    with pytest.raises(CheckpointError, match=r"no vlnr1\.json says how this model is asked: give load_decoder a"):
+    with pytest.raises(CheckpointError, match=r"no vlnr1\.json says how this model is asked: give a ModelCard"):
         load_decoder(folder)
     with pytest.raises(CheckpointError, match="no such checkpoint folder; train it first"):
         load_decoder(tmp_path / "gone")

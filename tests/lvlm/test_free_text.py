@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from habitat_vlnr1.actions import ActionSpace
-from habitat_vlnr1.lvlm.free_text import TextDecoder
+from habitat_vlnr1.lvlm import checkpoint
+from habitat_vlnr1.lvlm.decoding import load_decoder
+from habitat_vlnr1.lvlm.free_text import TextDecoder, load_text_decoder
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.tiny import build_tiny
 from habitat_vlnr1.prompt import get_template
@@ -55,3 +57,11 @@ def test_a_history_is_encoded_once_for_all_its_questions(tiny):
 
 def test_no_question_no_answer(tiny):
     assert decoder(tiny).answer([], frames(1)) == []
+
+
+def test_questions_and_actions_share_one_model(tiny, tmp_path):
+    model, processor = tiny
+    folder = checkpoint.save(tmp_path / "checkpoint", model, processor, checkpoint.ModelCard(space=SPACE, num_actions=2))
+    text, actions = load_text_decoder(folder), load_decoder(folder)
+    assert text.model is actions.model
+    assert text.encoder.processor is not actions.encoder.processor  # each sets its own limits there
