@@ -61,7 +61,8 @@ def test_no_question_no_answer(tiny):
 
 def test_questions_and_actions_share_one_model(tiny, tmp_path):
     model, processor = tiny
-    folder = checkpoint.save(tmp_path / "checkpoint", model, processor, checkpoint.ModelCard(space=SPACE, num_actions=2))
+    card = checkpoint.ModelCard(space=SPACE, num_actions=2)
+    folder = checkpoint.save(tmp_path / "checkpoint", model, processor, card)
     text, actions = load_text_decoder(folder), load_decoder(folder)
     assert text.model is actions.model
     assert text.encoder.processor is not actions.encoder.processor  # each sets its own limits there
