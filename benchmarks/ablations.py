@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py data/vlnr1/ablations/embedded_long --output ablations
 
-Reads `<folder>/<setting>/seed_<seed>/…/results/<row>/<split>` and writes `ablations.md`, `ablations.json` and a PNG for
-each sub-table. A run counts when it has its `summary.json`; those that do not are named.
+Reads `<folder>/<setting>/seed_<seed>/…/results/<row>/<split>` and writes `ablations.md`, `ablations.json` and a PNG
+for each sub-table. A run counts when it has its `summary.json`; those that do not are named.
 
 - Means are over seeds. Two standard errors stand behind each: over seeds (each one's mean is a sample), and in
   parentheses over episodes (each one's mean over the seeds is a sample).
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +76,12 @@ TABLES = {
             "anchored": "memory_anchored",
         },
         "long_short",
-        {"uniform_8": (20.8, 28.9), "uniform_16": (22.0, 31.3), "exponential": (23.8, 34.3), "long_short": (24.9, 31.7)},
+        {
+            "uniform_8": (20.8, 28.9),
+            "uniform_16": (22.0, 31.3),
+            "exponential": (23.8, 34.3),
+            "long_short": (24.9, 31.7),
+        },
     ),
     "group": SubTable(
         "Table 3c: answers of a group G, stage 2",
@@ -259,13 +263,14 @@ def collect(root: Path, seeds: Sequence[int], split: str = "val_unseen") -> dict
 def markdown(report: Mapping[str, Any]) -> str:
     """Every sub-table, with what of the paper's order holds and which runs are absent."""
     parts = [
-        "Mean over seeds ± standard error over seeds (over episodes). p: paired, against the paper's choice in bold, not "
-        "corrected for the number of tests. Paper: SR / OS of Qwen2-VL-7B on R2R, per cent."
+        "Mean over seeds ± standard error over seeds (over episodes). p: paired, against the paper's choice (bold), "
+        "not corrected for the number of tests. Paper: SR / OS of Qwen2-VL-7B on R2R, per cent."
     ]
     for part in report["tables"].values():
         lines = [
             f"## {part['title']}\n",
-            "| value | seeds | episodes | SR | OS | SPL | NE | alone : chosen alone | p SR | p OS | p SPL | p NE | paper |",
+            "| value | seeds | episodes | SR | OS | SPL | NE | alone : chosen alone "
+            "| p SR | p OS | p SPL | p NE | paper |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             *(_row(value, own, value == part["chosen"]) for value, own in part["values"].items()),
             "",

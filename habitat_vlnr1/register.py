@@ -1,5 +1,6 @@
 """The one list of everything that Habitat must be told about. Importing a module registers what it defines."""
 
+import multiprocessing
 from importlib import import_module
 from typing import Any
 
@@ -43,4 +44,8 @@ class RegisterCallback(Callback):
     config ready-made, so our search-path plugin, which does it elsewhere, is never asked there."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # joblib's workers have a start method of joblib's as their default. Each simulator's process would be told to
+        # take it for its own, and knows nothing of it.
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            multiprocessing.set_start_method("spawn", force=True)
         register()

@@ -1,17 +1,24 @@
-"""The sweep of Table 3: every job composes, has a folder of its own, and is done once; its figures are counted right."""
+"""The sweep of Table 3: every job composes, has a folder of its own; its figures are counted right."""
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from habitat_baselines.config.default import get_config
 from omegaconf import OmegaConf
 
-from benchmarks.ablations import TABLES, SubTable, better_in_paper, collect, draw, markdown, mcnemar, run_folder, sign_flips
+from benchmarks.ablations import (
+    TABLES,
+    SubTable,
+    better_in_paper,
+    collect,
+    draw,
+    markdown,
+    mcnemar,
+    run_folder,
+    sign_flips,
+)
 from habitat_vlnr1.errors import ResultsError
 from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.stages import stage_1

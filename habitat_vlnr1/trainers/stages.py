@@ -1,4 +1,4 @@
-"""Both stages of VLN-R1 in one job, for sweeps: stage 1 where it is not finished, shared by the jobs that start from it."""
+"""Both stages of VLN-R1 in one job, for sweeps: jobs share the stage 1 that they start from."""
 
 from __future__ import annotations
 
