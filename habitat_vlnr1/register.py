@@ -1,6 +1,11 @@
 """The one list of everything that Habitat must be told about. Importing a module registers what it defines."""
 
+import multiprocessing
 from importlib import import_module
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from habitat_vlnr1.sim import register_sim
 
@@ -22,6 +27,7 @@ BASELINES_MODULES = (
     "habitat_vlnr1.trainers.mp3d_eqa",
     "habitat_vlnr1.trainers.dagger",
     "habitat_vlnr1.trainers.rft",
+    "habitat_vlnr1.trainers.stages",
     "habitat_vlnr1.trainers.doctor",
     "habitat_vlnr1.trainers.serve",
 )
@@ -32,3 +38,15 @@ def register() -> None:
     register_sim()
     for name in BASELINES_MODULES:
         import_module(name)
+
+
+class RegisterCallback(Callback):
+    """Hydra's callback that registers everything where a job runs: a launcher's workers (joblib, Slurm) get the job's
+    config ready-made, so our search-path plugin, which does it elsewhere, is never asked there."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # joblib's workers have a start method of joblib's as their default. Each simulator's process would be told to
+        # take it for its own, and knows nothing of it.
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            multiprocessing.set_start_method("spawn", force=True)
+        register()

@@ -114,7 +114,11 @@ TRL = {  # of both stages
 }
 RULES: dict[str, Rule] = {
     "run_dir": TEXT,
+    "base_dir": TEXT,
     "sft_config": TEXT,
+    "ablation.name": FOLDER_NAME,
+    "ablation.root": TEXT,
+    "ablation.stage_1": TEXT,
     "checkpoint": TEXT | NULL,
     "results_dir": TEXT,
     "dry_run": FLAG,
@@ -186,7 +190,7 @@ RULES: dict[str, Rule] = {
     "export.pack": FLAG,
     "export.describe": FLAG,
     "export.questions": FLAG,
-    "eval.policies": each(POLICY),
+    "eval.policies": each(POLICY | NULL),
     "eval.forward_steps": COUNT,
     "eval.videos": INDEX,
     "eval.report_mb": number(0),
@@ -398,7 +402,8 @@ def _ask(key: str, make: Callable[..., Any], **options: Any) -> None:
 
 def _check_policies(ours: dict[str, Any]) -> None:
     """Rows of the table, and who is taught, must be registered: hours of training come before the table."""
-    named = {f"eval.policies.{row}": _policy_name(value) for row, value in ours["eval"]["policies"].items()}
+    rows = {row: value for row, value in ours["eval"]["policies"].items() if value is not None}
+    named = {f"eval.policies.{row}": _policy_name(value) for row, value in rows.items()}
     if "il" in ours:
         named["il.policy"] = ours["il"]["policy"]
     for key, name in named.items():

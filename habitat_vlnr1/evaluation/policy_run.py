@@ -163,7 +163,8 @@ class PolicyRun:
         self.left = [{key for key in keys if self._line_key(key) not in self.log.lines} for keys in own]
         videos = min(config.vlnr1.eval.videos, len(self.all_keys))
         self.on_video = {self.all_keys[round(i)] for i in np.linspace(0, len(self.all_keys) - 1, videos)}
-        budget = megabytes(config.vlnr1.eval.report_mb) // len(config.vlnr1.eval.policies)
+        rows = [row for row in config.vlnr1.eval.policies.values() if row is not None]
+        budget = megabytes(config.vlnr1.eval.report_mb) // len(rows)
         self.recorder = WalkRecorder(self.log.folder, budget, self.all_keys)
 
     def _scene(self, scene_id: str) -> str:

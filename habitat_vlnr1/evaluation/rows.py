@@ -76,8 +76,8 @@ class RowMaker:
 
     @property
     def names(self) -> list[str]:
-        """In the order of the config."""
-        return list(self.config.vlnr1.eval.policies)
+        """In the order of the config; a row that is null is none."""
+        return [name for name, row in self.config.vlnr1.eval.policies.items() if row is not None]
 
     def check(self) -> None:
         """All that can be wrong with any row, before the first one's hours; large models are not loaded for it.

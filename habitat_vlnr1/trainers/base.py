@@ -14,6 +14,7 @@ import torch
 from habitat_baselines.common.baseline_registry import baseline_registry
 from habitat_baselines.rl.ppo.ppo_trainer import PPOTrainer
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from habitat_vlnr1.config import edited, import_modules, processes
@@ -27,6 +28,15 @@ ERROR_STATUS = 1
 """Exit status of a command that an error has ended (docs/reliability.md)."""
 LEFT_OUT_STATUS = 3
 """Exit status of a command that has done its work except for some episodes that its data did not allow."""
+
+
+class JobFailed(RuntimeError):
+    """What Hydra gets from a job of a sweep whose error of ours was printed: it goes on with the other jobs."""
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of Hydra's multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def register_trainer(name: str) -> Callable[[type], type]:
@@ -56,6 +66,7 @@ def errors_in_one_line() -> Iterator[None]:
 
     Raises:
         SystemExit: with `ERROR_STATUS`.
+        JobFailed: in a sweep, whose other jobs go on.
     """
     try:
         yield
@@ -63,6 +74,8 @@ def errors_in_one_line() -> Iterator[None]:
         if not HydraConfig.initialized() or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if in_sweep():
+            raise JobFailed(str(error)) from None
         raise SystemExit(ERROR_STATUS) from None
 
 
@@ -70,12 +83,14 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
     """The last lines of a command: which episodes the data did not allow; none: nothing happens.
 
     Raises:
-        SystemExit: with `LEFT_OUT_STATUS`, so that a script notices.
+        SystemExit: with `LEFT_OUT_STATUS`, so that a script notices; not in a sweep, whose other jobs go on.
     """
     left_out = list(left_out)
     if not left_out:
         return
     print_left_out(left_out_text(left_out))
+    if in_sweep():
+        return
     print(f"Done, but {len(left_out)} episodes were left out because of the data; exit status {LEFT_OUT_STATUS}")
     raise SystemExit(LEFT_OUT_STATUS)
 
@@ -84,13 +99,15 @@ def exit_if_left_out(left_out: Iterable[LeftOut]) -> None:
 def only_trainer(folder: str | Path, is_main: bool = True) -> Iterator[None]:
     """No other training writes checkpoints into this folder meanwhile; of several processes the main one asks.
 
+    Jobs of a sweep may share a training: one does it, the others wait and find it finished.
+
     Raises:
         FolderInUse: another one does.
     """
     if not is_main:
         yield
         return
-    with FolderLock(folder):
+    with FolderLock(folder, patient=in_sweep()):
         yield
 
 

@@ -38,7 +38,7 @@ def starting_model(config: DictConfig, records: Records) -> str:
     tiny model, made and warmed up once, by one process."""
     if config.vlnr1.model.path is not None:
         return checkpoint.resolve(config.vlnr1.model.path)
-    folder = Path(config.vlnr1.run_dir) / "base"
+    folder = Path(config.vlnr1.base_dir)
 
     def make() -> None:
         with checkpoint.only_maker(folder):
@@ -51,7 +51,7 @@ def starting_model(config: DictConfig, records: Records) -> str:
     changed = differences(card.info["build"], build, "vlnr1.model.build") if card and "build" in card.info else []
     if changed:
         raise checkpoint.CheckpointError(
-            f"{folder} is another tiny model ({'; '.join(changed)}): choose another vlnr1.run_dir, or delete it"
+            f"{folder} is another tiny model ({'; '.join(changed)}): choose another vlnr1.base_dir, or delete it"
         )
     return str(folder)
 
@@ -82,9 +82,7 @@ def make_tiny(config: DictConfig, records: Records, folder: Path) -> None:
     checkpoint.save(folder, model, processor, trained_card(config, "warm-up", **made_with))
 
 
-def fit(
-    config: DictConfig, start: str, records: Records, stage: str = "sft", more: Sequence[Part] = ()
-) -> None:
+def fit(config: DictConfig, start: str, records: Records, stage: str = "sft", more: Sequence[Part] = ()) -> None:
     """Train from `start`, or go on from the newest checkpoint of the run; nothing to do when that one is the last.
 
     Args:
