@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +183,41 @@ def test_what_is_written(root, tmp_path):
     json.dumps(report, allow_nan=False)
     draw(report["tables"]["actions"], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+# -------------------------------------------------------------------------------------------------------------- sweep
+SMALL = [
+    *(
+        "vlnr1/setup=embedded",
+        "vlnr1/ablation=actions_1,group_2",
+        "habitat.seed=0",
+        "habitat_baselines.test_episode_count=1",
+    ),
+    *(f"vlnr1.task.scenes.{key}=1" for key in ("train_scenes", "val_seen_episodes", "val_unseen_scenes")),
+    *(f"vlnr1.task.scenes.{key}=2" for key in ("train_episodes_per_scene", "val_unseen_episodes_per_scene")),
+    *("vlnr1.model.build.warmup.steps=1", "vlnr1.sft.max_steps=1", "vlnr1.sft.per_device_train_batch_size=1"),
+    *("vlnr1.data.rft_records.embedded=4", "vlnr1.rft.held_out.records=2", "vlnr1.rft.max_steps=1"),
+    *("vlnr1.rft.eval_on_start=false", "vlnr1.rft.eval_strategy=no"),
+]
+
+
+@pytest.mark.slow
+def test_a_sweep_is_done_once(tmp_path):
+    """Two settings that share a tiny model, of which one makes its stage 1 first; the same command changes nothing."""
+    pytest.importorskip("habitat_embedded_sim")
+    command = [sys.executable, "-m", "habitat_baselines.run", "-m", "--config-name=vlnr1_ablations", *SMALL]
+    work = ("*.safetensors", "episodes*.jsonl", "*.jpg")
+
+    def state():
+        subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        return {file: file.stat().st_mtime_ns for kind in work for file in (tmp_path / "data").rglob(kind)}
+
+    first = state()
+    sweep = tmp_path / "data/vlnr1/ablations/embedded"
+    assert len([file for file in first if file.name == "model.safetensors" and "base" in file.parts]) == 1
+    assert sweep / "stage_1/seed_0/checkpoints/checkpoint-1/model.safetensors" in first
+    values = collect(sweep, [0])["tables"]
+    assert list(values["actions"]["values"]) == ["1"] and list(values["group"]["values"]) == ["2"]
+    assert state() == first

@@ -94,7 +94,7 @@ def commands():
             continue
         words = shlex.split(line, comments=True)
         name = next(word.removeprefix("--config-name=") for word in words if word.startswith("--config-name="))
-        seen[name, tuple(word for word in words if not word.startswith("--"))] = None
+        seen[name, tuple(word for word in words if not word.startswith("-"))] = None
     return list(seen)
 
 
