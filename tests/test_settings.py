@@ -16,7 +16,7 @@ NAMES = sorted(
     file.stem for file in Path(CONFIGS).glob("vlnr1_*.yaml") if "vlnr1_ppo" not in file.stem
 )  # PPO's are Habitat's trainer's
 ANY_TEXT = {  # names of files, folders, splits; what they name is looked for when it is needed
-    *("base_dir", "ablation.root", "ablation.stage_1"),
+    *("base_dir", "ablation.name", "ablation.root", "ablation.stage_1"),
     *("run_dir", "sft_config", "checkpoint", "results_dir", "task.name", "protocol.name", "data.root", "data.source"),
     *("data.setup", "model.name", "model.path", "rft.start", "rft.held_out.split", "dagger.start", "il.run_dir"),
     *("net.rgb_weights", "net.depth_weights", "convert.to", "convert.input", "convert.output", "convert.images"),
