@@ -113,9 +113,10 @@ class RowMaker:
         return f"vlnr1.eval.policies.{name}", {"name": row} if isinstance(row, str) else plain(row)
 
     def _is_own(self, options: dict[str, Any]) -> bool:
-        """Whether a row is the agent's own policy."""
+        """Whether a row is the agent's own policy; with keys of its own it is another one."""
         name = self.config.habitat_baselines.rl.policy[self.agent.agent_name].name
-        return options.get("checkpoint") is None and options["name"] == name
+        given = {option for option, value in options.items() if value is not None}
+        return options["name"] == name and given <= {"name", "deterministic"}
 
     def _row(self, key: str, options: dict[str, Any]) -> Row:
         name, weights, own = options["name"], options.get("checkpoint"), self._is_own(options)

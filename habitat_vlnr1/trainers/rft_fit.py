@@ -252,6 +252,7 @@ def make_trainer(
     has_reference = config.vlnr1.model.lora is None and config.vlnr1.rft.beta > 0
     reference = whole_model(config, start) if has_reference else None
     model, processor, arguments = load_for_training(config, start, last, rft_arguments)
+    check_enough(len(task.rows if isinstance(task, Online) else task.train), arguments)
     if reference is not None:
         model.config._name_or_path = reference
     encoder = prompt_encoder(config, processor)
@@ -283,6 +284,24 @@ def make_trainer(
     rows = [rows_for_groups(task.records, part, task.headway) for part in parts]
     ours |= {"records": task.records, "headway": task.headway}
     return GroupTrainer(train_dataset=rows[0], eval_dataset=rows[1], **ours)
+
+
+def check_enough(rows: int, arguments: Any) -> None:
+    """TRL leaves out what does not fill an update, and with less than one it would train nothing, without a word.
+
+    Args:
+        rows: records, questions or episodes that are trained on.
+        arguments: GRPOConfig.
+
+    Raises:
+        RecordError: an update draws more.
+    """
+    prompts = arguments.generation_batch_size // arguments.num_generations
+    if rows < prompts:
+        raise RecordError(
+            f"{rows} rows to train on, but an update draws {prompts} prompts (vlnr1.rft.per_device_train_batch_size / "
+            "num_generations, of all processes and accumulation steps): lower these, or raise vlnr1.data.rft_records"
+        )
 
 
 def fit(config: DictConfig, start: str, task: Recorded | Asked | Online) -> None:

@@ -11,7 +11,7 @@ from habitat_baselines.common.baseline_registry import baseline_registry
 
 import habitat_vlnr1.policies.mixture  # noqa: F401  # registers MixturePolicy
 from habitat_vlnr1.policies.mixture import MixturePolicy
-from habitat_vlnr1.policies.scripted import OraclePolicy, RandomPolicy
+from habitat_vlnr1.policies.scripted import ForwardOnlyPolicy, OraclePolicy, RandomPolicy
 from habitat_vlnr1.results import LeftOut, ResultsError
 from tests.evaluation.corridor import (
     FOUR,
@@ -197,3 +197,11 @@ def test_pictures_of_the_first_walks_go_to_tensorboard(tmp_path):
     names = events.Tags()["images"]
     assert len(names) == 2 and all(name.startswith("walks_forward_only/") for name in names)
     assert events.Images(names[0])[0].width > 1000 and "eval_forward_only/SR" in events.Tags()["scalars"]
+
+
+def test_a_row_of_the_agents_policy_with_keys_of_its_own_heeds_them(tmp_path):
+    rows = {"as_trained": "ForwardOnlyPolicy", "longer": {"name": "ForwardOnlyPolicy", "eval.forward_steps": 5}}
+    config = make_config(tmp_path, rows, **{"habitat_baselines.rl.policy.main_agent.name": "ForwardOnlyPolicy"})
+    evaluate(config, two_environments(), ForwardOnlyPolicy(SPACE, FOUR, 2))
+    steps = {row: {len(line["actions"]) for line in lines(tmp_path, row)} for row in rows}
+    assert steps == {"as_trained": {3}, "longer": {6}}

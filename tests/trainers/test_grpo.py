@@ -19,6 +19,7 @@ from habitat_vlnr1.rewards import make_reward
 from habitat_vlnr1.trainers.fitting import check_start, open_records
 from habitat_vlnr1.trainers.rft_fit import (
     Recorded,
+    check_enough,
     draw_curves,
     draw_records,
     make_trainer,
@@ -440,3 +441,11 @@ def test_walks_have_the_columns_that_rewards_may_ask_for():
     from habitat_vlnr1.trainers.online import MEASURES
 
     assert set(MEASURES) < set(WALK_COLUMNS)
+
+
+def test_fewer_records_than_an_update_draws_are_refused(configured):
+    """TRL would make no step of them, save nothing, and say nothing."""
+    arguments = rft_arguments(configured("vlnr1.rft.per_device_train_batch_size=32", "vlnr1.rft.num_generations=8"))
+    check_enough(4, arguments)
+    with pytest.raises(ValueError, match="3 rows to train on, but an update draws 4 prompts"):
+        check_enough(3, arguments)
