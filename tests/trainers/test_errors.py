@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from habitat_vlnr1.errors import RecordError, VLNR1Error
-from habitat_vlnr1.trainers.base import ERROR_STATUS, errors_in_one_line
+from habitat_vlnr1.trainers.base import ERROR_STATUS, JobFailed, errors_in_one_line
 from tests.trainers.test_convert import convert
 
 
@@ -15,7 +17,10 @@ from tests.trainers.test_convert import convert
 def as_command(monkeypatch):
     """As if Hydra's `main` had been called."""
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    run = SimpleNamespace(mode=RunMode.RUN)
     monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: run))
+    return run
 
 
 def test_a_command_ends_with_the_line(as_command, tmp_path, capsys):
@@ -24,6 +29,13 @@ def test_a_command_ends_with_the_line(as_command, tmp_path, capsys):
     assert ended.value.code == ERROR_STATUS
     said = capsys.readouterr().err
     assert said.startswith(f"error: no VLN-Ego data in {tmp_path}") and said.count("\n") == 1
+
+
+def test_in_a_sweep_the_line_ends_its_job_alone(as_command, tmp_path, capsys):
+    as_command.mode = RunMode.MULTIRUN
+    with pytest.raises(JobFailed):
+        convert("parquet", tmp_path)
+    assert capsys.readouterr().err.startswith(f"error: no VLN-Ego data in {tmp_path}")
 
 
 def test_hydra_full_error_shows_where_it_comes_from(as_command, tmp_path, monkeypatch):
