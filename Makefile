@@ -11,7 +11,7 @@ quickstart: .venv/installed  ## make the houses, export, train, evaluate: the em
 test: .venv/installed  ## lint, types, and the whole test suite with its coverage
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --cov -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 docs: .venv-docs/installed  ## the site of docs/, into site/; a broken link ends it
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

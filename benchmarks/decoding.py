@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py                                # random weights of the tiny model's shape, on the CPU
     python benchmarks/decoding.py --size 30M --queries 4
-    python benchmarks/decoding.py --size 2B --queries 3 --memories anchored long_short     # Qwen2-VL-2B's, in bfloat16
+    python benchmarks/decoding.py --size 2B --queries 1 --ways drafts --memories anchored_blocks  # of Qwen2-VL-2B
     python benchmarks/decoding.py --checkpoint Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --device cuda --frame 256
 
 Both answer the prompts of one walk, one query every --horizon steps from step 48 on, when the memory is full. Random
@@ -58,6 +58,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "exponential": {"strategy": "exponential"},
 }
 """By the names of their configs."""
+WAYS = ("letters", "prefix", "drafts")
 tiny.SIZES["30M"] = tiny.TinySize(4, 256, 4, 8, 512, 8, 4, 1792)
 Answers = Sequence[Sequence[Action]]
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--frame", type=int, help="side of the frames in pixels; default: 256 for 2B, else 84")
     parser.add_argument("--budget", type=int, default=16, help="history frames")
     parser.add_argument("--memories", nargs="+", choices=MEMORIES, default=list(MEMORIES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of ours")
     parser.add_argument("--template", default="frames_last", help="how the model is asked; vln_ego: as released")
     parser.add_argument("--num-actions", type=int, default=6)
     parser.add_argument("--horizon", type=int, default=6, help="steps between queries")
@@ -159,7 +161,8 @@ class Bench:
             if frames not in stock:
                 stock[frames] = self.stock(memory)
             self.seconds.setdefault((name, "stock"), []).append(stock[frames])
-            for way, settings in self.ways().items():
+            wanted = {way: settings for way, settings in self.ways().items() if way in self.options.ways}
+            for way, settings in wanted.items():
                 ours = self.ours(name, way, memory, settings)
                 self.seconds.setdefault((name, way), []).append(ours)
                 self.ratios.setdefault((name, way), []).append(stock[frames] / ours)

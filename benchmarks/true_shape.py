@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, PretrainedConfig
 
+from benchmarks.narrow import wide_products
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.lvlm import checkpoint
 from habitat_vlnr1.lvlm.decoding import ActionDecoder, Prompt
@@ -221,6 +222,12 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    with wide_products():
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Every part that is asked for, and the file."""
     table = Table()
     model, processor = made_and_loaded(table, options)
     size = sum(parameter.numel() for parameter in model.parameters())

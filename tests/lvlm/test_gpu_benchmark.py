@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu, true_shape
+from benchmarks import gpu, narrow, true_shape
 from habitat_vlnr1.actions import ActionSpace
 from habitat_vlnr1.lvlm.inputs import PromptEncoder
 from habitat_vlnr1.lvlm.tiny import build_tiny
@@ -112,3 +112,27 @@ def test_what_is_planned_above_the_free_memory_is_not_tried(monkeypatch):
     tried = gpu.Benchmark("qwen2_vl_2b", options, rows).attempt(gpu.Row("m", "x", 1, planned=4.5), pytest.fail)
     assert not tried
     assert "4.5 GiB planned, 4.0 free" in rows[0].note
+
+
+def test_products_made_wider_are_those_of_bfloat16(monkeypatch):
+    """Values and gradients agree with stock's within bfloat16's rounding, and afterwards everything is stock."""
+    monkeypatch.setattr(narrow, "is_slow", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*size, generator=generator).bfloat16() for size in ((2, 5, 16), (8, 16), (8,)))
+    query, key, value = torch.randn(3, 2, 1, 5, 8, generator=generator).bfloat16()
+
+    def results():
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        linear = torch.nn.functional.linear(*leaves)
+        linear.square().sum().backward()
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return [linear, attended, *(leaf.grad for leaf in leaves)]
+
+    stock, before = results(), torch.nn.functional.linear
+    with narrow.wide_products():
+        assert torch.nn.functional.linear is not before
+        wide = results()
+    assert torch.nn.functional.linear is before
+    for ours, theirs in zip(wide, stock, strict=True):
+        assert ours.dtype == theirs.dtype == torch.bfloat16
+        assert torch.allclose(ours.float(), theirs.float(), rtol=0.03, atol=0.03 * theirs.abs().max().item())
