@@ -6,8 +6,10 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests begin first, so that no worker is left alone with one at the end; without workers the order
-    stays."""
+    """Files with slow tests begin first, so that no worker is left alone with one at the end.
+
+    Without workers the order stays.
+    """
     if config.getoption("dist", "no") == "no" and not hasattr(config, "workerinput"):
         return
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

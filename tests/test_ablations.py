@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from habitat_vlnr1.settings import check_settings
 from habitat_vlnr1.trainers.stages import stage_1
 from tests.paths import CONFIGS
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 PARAMS = OmegaConf.load(Path(CONFIGS) / "vlnr1_ablations.yaml").hydra.sweeper.params
 SETTINGS = PARAMS["vlnr1/ablation"].replace(" ", "").split(",")
 SEEDS = str(PARAMS["habitat.seed"]).split(",")
@@ -202,22 +204,29 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_a_sweep_is_done_once(tmp_path):
-    """Two settings that share a tiny model, of which one makes its stage 1 first; the same command changes nothing."""
+def test_a_killed_sweep_goes_on(tmp_path):
+    """Two settings that share a tiny model, of which one makes its stage 1 first; what was done stays as it was."""
     pytest.importorskip("habitat_embedded_sim")
     command = [sys.executable, "-m", "habitat_baselines.run", "-m", "--config-name=vlnr1_ablations", *SMALL]
-    work = ("*.safetensors", "episodes*.jsonl", "*.jpg")
-
-    def state():
-        subprocess.run(
-            command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        return {file: file.stat().st_mtime_ns for kind in work for file in (tmp_path / "data").rglob(kind)}
-
-    first = state()
     sweep = tmp_path / "data/vlnr1/ablations/embedded"
-    assert len([file for file in first if file.name == "model.safetensors" and "base" in file.parts]) == 1
-    assert sweep / "stage_1/seed_0/checkpoints/checkpoint-1/model.safetensors" in first
+
+    def done():
+        work = (file for kind in ("model.safetensors", "*.jpg") for file in (tmp_path / "data").rglob(kind))
+        return {file: file.stat().st_mtime_ns for file in work}
+
+    with (
+        (tmp_path / "first.log").open("w") as log,
+        subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=log, stderr=log) as first,
+    ):
+        while not (sweep / "group_2/seed_0/rft").is_dir():  # stage 2 begins, of the second job
+            assert first.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
+            time.sleep(0.1)
+        before = done()
+        first.kill()
+    assert sweep / "stage_1/seed_0/checkpoints/checkpoint-1/model.safetensors" in before
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=ONE_THREAD)
+    after = done()
+    assert before.items() <= after.items()
+    assert len([file for file in after if file.name == "model.safetensors" and "base" in file.parts]) == 1
     values = collect(sweep, [0])["tables"]
     assert list(values["actions"]["values"]) == ["1"] and list(values["group"]["values"]) == ["2"]
-    assert state() == first
