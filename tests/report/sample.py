@@ -12,7 +12,7 @@ from habitat_vlnr1.results import summarise, write_json
 SPACE = ActionSpace(0.5, 30)
 PROTOCOL = {"name": "toy", "forward_step": 0.5, "turn_angle": 30.0, "success_distance": 1.0}
 BREAK = "document.title='broken'"
-EVIL = f"<img src=x onerror=\"{BREAK}\"></script><script>{BREAK}</script> & go <b>left</b>"
+EVIL = f'<img src=x onerror="{BREAK}"></script><script>{BREAK}</script> & go <b>left</b>'
 WORDS = ["Go to the red sofa and stop.", "Walk past the bed, then stop at the lamp.", EVIL]
 
 
