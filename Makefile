@@ -8,10 +8,12 @@ export OMP_NUM_THREADS ?= 1
 quickstart: .venv/installed  ## make the houses, export, train, evaluate: the embedded default
 	$(BIN)/python -m habitat_baselines.run --config-name=vlnr1_sft
 
-test: .venv/installed  ## lint, types, and the whole test suite with its coverage
+# Slow tests are whole commands, which take half as long again under coverage and cover little that the others do not.
+test: .venv/installed  ## lint, types, and the whole test suite, with the coverage of the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m slow -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" --cov -n logical --maxprocesses 4 --dist loadfile
 
 docs: .venv-docs/installed  ## the site of docs/, into site/; a broken link ends it
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

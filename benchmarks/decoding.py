@@ -5,14 +5,13 @@
     python benchmarks/decoding.py --size 2B --queries 1 --ways drafts --memories anchored_blocks  # of Qwen2-VL-2B
     python benchmarks/decoding.py --checkpoint Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --device cuda --frame 256
 
-Both answer the prompts of one walk, one query every --horizon steps from step 48 on, when the memory is full. Random
-weights say anything, so the answers are recorded ones, in all ways of ours at the same cost as the model's own: every
-second walk of --ego answers (a few stand for all), and the frequent answers of the others are the drafts. Stock
-generation, by the model as Transformers made it, says as many tokens as an answer of n actions has. Ways: `letters`
-reads whole prompts and goes letter by letter, with features of frames kept; `prefix` runs only what differs from the
-last prompt; `drafts` tries answers at once as well. A ratio is that of median times within one run; of the --runs runs
-the least and the median ratio stand in the table. On a CPU the times are the process's own seconds, which other
-processes hardly change.
+Both answer the prompts of one walk, one query every --horizon steps from --start on. Random weights say anything, so
+the answers are recorded ones, in all ways of ours at the same cost as the model's own: every second walk of --ego
+answers (a few stand for all), and the frequent answers of the others are the drafts. Stock generation, by the model as
+Transformers made it, says as many tokens as an answer of n actions has. Ways: `letters` reads whole prompts and goes
+letter by letter, with features of frames kept; `prefix` runs only what differs from the last prompt; `drafts` tries
+answers at once as well. A ratio is that of median times within one run; of the --runs runs the least and the median
+ratio stand in the table. On a CPU the times are the process's own seconds, which other processes hardly change.
 """
 
 from __future__ import annotations
@@ -86,6 +85,7 @@ def main() -> None:
     parser.add_argument("--template", default="frames_last", help="how the model is asked; vln_ego: as released")
     parser.add_argument("--num-actions", type=int, default=6)
     parser.add_argument("--horizon", type=int, default=6, help="steps between queries")
+    parser.add_argument("--start", type=int, default=START, help="step of the first query, which is not timed")
     parser.add_argument("--queries", type=int, default=10, help="timed in each run")
     parser.add_argument("--walks", type=int, default=1, help="environments side by side")
     parser.set_defaults(samples=1)
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     model, encoder = model_of(options)
-    bench = Bench(model, encoder, options)
+    bench = Bench(model, encoder, options, options.start)
     print(bench.about())
     for _ in tqdm(range(options.runs), desc="run"):
         bench.run()
@@ -128,11 +128,14 @@ class Bench:
 
     Args:
         options: of the command line.
+        start: step of the first query, which is not timed.
     """
 
-    def __init__(self, model: PreTrainedModel, encoder: PromptEncoder, options: argparse.Namespace):
+    def __init__(
+        self, model: PreTrainedModel, encoder: PromptEncoder, options: argparse.Namespace, start: int = START
+    ):
         self.model, self.encoder, self.options = model, encoder, options
-        self.steps = [START + options.horizon * k for k in range(options.queries + 1)]  # the first is not timed
+        self.steps = [start + options.horizon * k for k in range(options.queries + 1)]
         shown = (options.walks, self.steps[-1] + 1, options.frame, options.frame, 3)
         self.frames = np.random.default_rng(0).integers(0, 256, shown, dtype=np.uint8)
         self.drafts, self.answers = recorded(options)

@@ -6,7 +6,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests begin first, so that no worker is left alone with one at the end.
+    """Files with many slow tests begin first, so that no worker is left alone with one at the end.
 
     Without workers the order stays.
     """
