@@ -76,9 +76,8 @@ def settings(engine: str, folder: Path) -> DictConfig:
         [
             *(f"vlnr1.sft.{key}={value}" for key, value in sft.items()),
             *("vlnr1/model=qwen2_vl_2b", f"vlnr1.model.path={folder / 'model'}", "vlnr1.model.image_size=56"),
-            "vlnr1.model.template=compact",  # the shorter, the sooner; what is compared are weights and their like
             *("vlnr1.model.cpu_threads=1", f"vlnr1.data.root={folder}", "vlnr1.data.sources=[walks]"),
-            *(f"vlnr1.run_dir={folder / engine}", "vlnr1/memory=current", *ENGINES[engine]),
+            *(f"vlnr1.run_dir={folder / engine}", "vlnr1/memory=uniform_8", *ENGINES[engine]),
         ],
         str(ROOT / "configs/trainer"),
     )
