@@ -1,6 +1,7 @@
 # The two commands of the README, and what they rest on. Needs Python 3.11 or 3.12, git, and nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test docs lock clean
@@ -12,8 +13,8 @@ quickstart: .venv/installed  ## make the houses, export, train, evaluate: the em
 test: .venv/installed  ## lint, types, and the whole test suite, with the coverage of the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m slow -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m "not slow" --cov -n logical --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow" --cov
+	$(PYTEST) -m slow --no-loadscope-reorder
 
 docs: .venv-docs/installed  ## the site of docs/, into site/; a broken link ends it
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

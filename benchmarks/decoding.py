@@ -98,6 +98,8 @@ def main() -> None:
     options = parser.parse_args()
     model, encoder = model_of(options)
     bench = Bench(model, encoder, options, options.start)
+    if not set(options.ways) & set(bench.ways()):
+        parser.error(f"without recorded answers there are no drafts: name an export by --ego, not {options.ego}")
     print(bench.about())
     for _ in tqdm(range(options.runs), desc="run"):
         bench.run()
@@ -164,8 +166,9 @@ class Bench:
             if frames not in stock:
                 stock[frames] = self.stock(memory)
             self.seconds.setdefault((name, "stock"), []).append(stock[frames])
-            wanted = {way: settings for way, settings in self.ways().items() if way in self.options.ways}
-            for way, settings in wanted.items():
+            for way, settings in self.ways().items():
+                if way not in self.options.ways:
+                    continue
                 ours = self.ours(name, way, memory, settings)
                 self.seconds.setdefault((name, way), []).append(ours)
                 self.ratios.setdefault((name, way), []).append(stock[frames] / ours)

@@ -38,26 +38,27 @@ def wide_products() -> Iterator[None]:
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
         return LINEAR(input, weight, bias)
-    product: Tensor = _Linear.apply(input, weight)
-    return product if bias is None else product + bias
+    product: Tensor = _Linear.apply(input, weight, bias)
+    return product
 
 
 class _Linear(torch.autograd.Function):
-    """input @ weight.T; what is kept for the way back is in bfloat16."""
+    """input @ weight.T + bias; what is kept for the way back is in bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(input if weight.requires_grad else None, weight)
-        return LINEAR(input.float(), weight.float()).to(input.dtype)
+        return LINEAR(input.float(), weight.float(), None if bias is None else bias.float()).to(input.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (input, weight), grad = ctx.saved_tensors, grads[0].float()
-        of_input = (grad @ weight.float()).to(weight.dtype) if ctx.needs_input_grad[0] else None
-        of_weight = None
-        if ctx.needs_input_grad[1]:
-            of_weight = (grad.flatten(0, -2).T @ input.flatten(0, -2).float()).to(weight.dtype)
-        return of_input, of_weight
+        rows = grad.flatten(0, -2)
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        of_input = (grad @ weight.float()).to(weight.dtype) if needs_input else None
+        of_weight = (rows.T @ input.flatten(0, -2).float()).to(weight.dtype) if needs_weight else None
+        of_bias = rows.sum(0).to(weight.dtype) if needs_bias else None
+        return of_input, of_weight, of_bias
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:

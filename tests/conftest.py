@@ -10,7 +10,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Without workers the order stays.
     """
-    if config.getoption("dist", "no") == "no" and not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput"):
         return
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])  # a stable sort: within a file as it stands

@@ -205,28 +205,37 @@ SMALL = [
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on(tmp_path):
-    """Two settings that share a tiny model, of which one makes its stage 1 first; what was done stays as it was."""
+    """Two settings that share a tiny model, of which one makes its stage 1 first. What was done stays as it was, and
+    of a finished sweep the same command changes nothing."""
     pytest.importorskip("habitat_embedded_sim")
     command = [sys.executable, "-m", "habitat_baselines.run", "-m", "--config-name=vlnr1_ablations", *SMALL]
     sweep = tmp_path / "data/vlnr1/ablations/embedded"
 
-    def done():
-        work = (file for kind in ("model.safetensors", "*.jpg") for file in (tmp_path / "data").rglob(kind))
-        return {file: file.stat().st_mtime_ns for file in work}
+    work = ("*.safetensors", "episodes*.jsonl", "*.jpg")
+
+    def state():
+        return {file: file.stat().st_mtime_ns for kind in work for file in (tmp_path / "data").rglob(kind)}
+
+    def run():
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=ONE_THREAD)
+        return state()
 
     with (
         (tmp_path / "first.log").open("w") as log,
         subprocess.Popen(command, cwd=tmp_path, env=ONE_THREAD, stdout=log, stderr=log) as first,
     ):
-        while not (sweep / "group_2/seed_0/rft").is_dir():  # stage 2 begins, of the second job
-            assert first.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
-            time.sleep(0.1)
-        before = done()
-        first.kill()
+        try:
+            held_out = tmp_path / "data/vln_ego/embedded/val_unseen/summary.json"
+            while not held_out.is_file():  # exported last, before stage 2 of the second job trains
+                assert first.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
+                time.sleep(0.1)
+            before = state()
+        finally:
+            first.kill()
     assert sweep / "stage_1/seed_0/checkpoints/checkpoint-1/model.safetensors" in before
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=ONE_THREAD)
-    after = done()
+    after = run()
     assert before.items() <= after.items()
     assert len([file for file in after if file.name == "model.safetensors" and "base" in file.parts]) == 1
     values = collect(sweep, [0])["tables"]
     assert list(values["actions"]["values"]) == ["1"] and list(values["group"]["values"]) == ["2"]
+    assert run() == after
