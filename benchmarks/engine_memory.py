@@ -27,6 +27,8 @@ from typing import Any
 from omegaconf import DictConfig
 from transformers import AutoConfig, PretrainedConfig, TrainerCallback
 
+from benchmarks.narrow import wide_products
+
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
 PROCESSES, STEPS = 2, 2
@@ -152,7 +154,7 @@ def worker(engine: str, folder: Path) -> None:
     trainer = sft_fit.make_trainer(config, str(folder / "model"), None, records, sft_fit.trained_card(config, "sft"))
     loaded = gauge.enter("set-up")
     trainer.add_callback(callback)
-    with suppress(StopIteration):
+    with suppress(StopIteration), wide_products():
         trainer.train()
     assert plan.size is not None and plan.activations is not None and plan.host is not None
     memory = plan.memory[engine.replace("offload", "ZeRO-3")]

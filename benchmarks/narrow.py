@@ -1,20 +1,34 @@
 """bfloat16 on a CPU without instructions for it, where PyTorch multiplies number by number, fifty times slower.
 
-Within `wide_products`, products of bfloat16 tensors are made in float32 and rounded once, as hardware makes them.
-Models stay in bfloat16, and so does their memory, but for one weight at a time.
+Within `wide_products`, products of bfloat16 tensors are made in float32 and rounded once, as hardware makes them,
+forwards and backwards, whoever calls for them (DeepSpeed has linear layers of its own). Models stay in bfloat16, and
+so does their memory, but for a part of one matrix at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
-LINEAR, ATTENTION = F.linear, F.scaled_dot_product_attention
+aten = torch.ops.aten
+WIDE_AT_ONCE = 1 << 24
+"""Numbers of a matrix that are made wide at once: 64 MiB."""
+OTHERS = {
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+}
+"""Products besides those of two matrices."""
+STAY_WIDE = {aten._scaled_dot_product_flash_attention_for_cpu.default: (1,)}
+"""Results that are in float32 with stock too: attention's log of the sum of exponentials."""
 
 
 def is_slow() -> bool:
@@ -22,48 +36,69 @@ def is_slow() -> bool:
     return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-@contextmanager
-def wide_products() -> Iterator[None]:
-    """Linear layers and attention in float32 where this CPU is slow without; elsewhere nothing changes."""
-    if not is_slow():
-        yield
-        return
-    F.linear, F.scaled_dot_product_attention = _linear, _attention  # type: ignore[assignment]  # with the same arguments
-    try:
-        yield
-    finally:
-        F.linear, F.scaled_dot_product_attention = LINEAR, ATTENTION
+def wide_products() -> AbstractContextManager[Any]:
+    """Products of bfloat16 in float32 where this CPU is slow without; elsewhere nothing changes."""
+    return _WideProducts() if is_slow() else nullcontext()
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if input.dtype != torch.bfloat16 or weight.dtype != torch.bfloat16:
-        return LINEAR(input, weight, bias)
-    product: Tensor = _Linear.apply(input, weight, bias)
-    return product
+class _WideProducts(TorchDispatchMode):
+    """Takes the place of the products, below autograd."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        if first is None or first.dtype != torch.bfloat16 or first.device.type != "cpu":
+            return func(*args, **kwargs)
+        if func is aten.mm.default:
+            return _product(*args)
+        if func is aten.addmm.default and not kwargs:
+            bias, left, right = args
+            return _product(left, right, bias)
+        if func in OTHERS:
+            return _widely(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
-class _Linear(torch.autograd.Function):
-    """input @ weight.T + bias; what is kept for the way back is in bfloat16."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input if weight.requires_grad else None, weight)
-        return LINEAR(input.float(), weight.float(), None if bias is None else bias.float()).to(input.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (input, weight), grad = ctx.saved_tensors, grads[0].float()
-        rows = grad.flatten(0, -2)
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
-        of_input = (grad @ weight.float()).to(weight.dtype) if needs_input else None
-        of_weight = (rows.T @ input.flatten(0, -2).float()).to(weight.dtype) if needs_weight else None
-        of_bias = rows.sum(0).to(weight.dtype) if needs_bias else None
-        return of_input, of_weight, of_bias
+def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left @ right + bias. The larger matrix, a weight or its gradient's factor, is made wide in parts."""
+    (rows, inner), columns = left.shape, right.shape[1]
+    result = left.new_empty(rows, columns)
+    if rows > columns:
+        wide = right.float()
+        for part in _parts(rows, inner):
+            result[part] = _plus(
+                torch.mm(left[part].float(), wide), bias if bias is None or bias.dim() < 2 else bias[part]
+            )
+    else:
+        wide = left.float()
+        for part in _parts(columns, inner):
+            result[:, part] = _plus(torch.mm(wide, right[:, part].float()), None if bias is None else bias[..., part])
+    return result
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-    if query.dtype != torch.bfloat16:
-        return ATTENTION(query, key, value, attn_mask, **options)
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
-    return ATTENTION(query.float(), key.float(), value.float(), attn_mask, **options).to(query.dtype)
+def _plus(product: Tensor, bias: Tensor | None) -> Tensor:
+    return product if bias is None else product.add_(bias.float())
+
+
+def _parts(length: int, inner: int) -> list[slice]:
+    step = max(1, WIDE_AT_ONCE // max(1, inner))
+    return [slice(start, start + step) for start in range(0, length, step)]
+
+
+def _widely(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Another product's results, in bfloat16."""
+
+    def widen(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+    def narrow(tensor: Tensor) -> Tensor:
+        return tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+
+    results = func(*tree_map_only(Tensor, widen, args), **tree_map_only(Tensor, widen, kwargs))
+    if isinstance(results, Tensor):
+        return narrow(results)
+    stay = STAY_WIDE.get(func, ())
+    return tuple(
+        narrow(result) if isinstance(result, Tensor) and place not in stay else result
+        for place, result in enumerate(results)
+    )

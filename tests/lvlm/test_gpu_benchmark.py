@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, narrow, true_shape
@@ -114,25 +116,58 @@ def test_what_is_planned_above_the_free_memory_is_not_tried(monkeypatch):
     assert "4.5 GiB planned, 4.0 free" in rows[0].note
 
 
-def test_products_made_wider_are_those_of_bfloat16(monkeypatch):
-    """Values and gradients agree with stock's within bfloat16's rounding, and afterwards everything is stock."""
+@pytest.mark.parametrize("at_once", [20, 1 << 24])
+def test_products_made_wider_are_those_of_bfloat16(monkeypatch, at_once):
+    """Values and gradients agree with stock's within bfloat16's rounding, matrices whole or in parts."""
     monkeypatch.setattr(narrow, "is_slow", lambda: True)
+    monkeypatch.setattr(narrow, "WIDE_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*size, generator=generator).bfloat16() for size in ((2, 5, 16), (8, 16), (8,)))
-    query, key, value = torch.randn(3, 2, 1, 5, 8, generator=generator).bfloat16()
+    sizes = ((2, 5, 16), (8, 16), (8,), (30, 16), (3, 2, 1, 5, 8), (1, 3, 4, 4), (8, 3, 2, 2))
+    parts = [torch.randn(*size, generator=generator).bfloat16() for size in sizes]
 
     def results():
-        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        linear = torch.nn.functional.linear(*leaves)
-        linear.square().sum().backward()
-        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return [linear, attended, *(leaf.grad for leaf in leaves)]
+        leaves = [part.clone().requires_grad_() for part in parts]
+        x, weight, bias, tall, heads, picture, kernel = leaves
+        made = [
+            F.linear(x, weight, bias),
+            F.linear(x, tall),
+            torch.baddbmm(bias, x, weight.T.expand(2, -1, -1)),
+            F.scaled_dot_product_attention(*heads, is_causal=True),
+            F.conv2d(picture, kernel, bias),
+        ]
+        torch.stack([result.square().sum() for result in made]).sum().backward()
+        return [*made, *(leaf.grad for leaf in leaves)]
 
-    stock, before = results(), torch.nn.functional.linear
+    stock = results()
     with narrow.wide_products():
-        assert torch.nn.functional.linear is not before
         wide = results()
-    assert torch.nn.functional.linear is before
     for ours, theirs in zip(wide, stock, strict=True):
         assert ours.dtype == theirs.dtype == torch.bfloat16
         assert torch.allclose(ours.float(), theirs.float(), rtol=0.03, atol=0.03 * theirs.abs().max().item())
+
+
+class Products(TorchDispatchMode):
+    """The types that matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.mm.default:
+            self.seen.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_slow_cpu_multiplies_in_float32_forwards_and_backwards(monkeypatch):
+    x, weight = (torch.ones(3, 3, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+
+    def types():
+        with Products() as products, narrow.wide_products():
+            F.linear(x, weight).sum().backward()
+        return products.seen
+
+    monkeypatch.setattr(narrow, "is_slow", lambda: True)
+    assert types() == [torch.float32] * 3
+    monkeypatch.setattr(narrow, "is_slow", lambda: False)
+    assert types() == [torch.bfloat16] * 3
