@@ -128,8 +128,8 @@ def training_memory(
         weights = weight_bytes * n
         return Memory(weights + copies, reference * weights, weight_bytes * t + buckets, 2 * weight_bytes * t)
     gradients, optimizer, host = 6 * t / gpus, 12 * t / gpus, 0.0
-    if "optimizer" in offload:  # gradients leave bucket by bucket, for a float32 copy over there
-        gradients, optimizer, host = 0.0, 0.0, 16 * t / gpus
+    if "optimizer" in offload:  # gradients leave bucket by bucket, for a float32 copy over there; ZeRO-3 keeps both
+        gradients, optimizer, host = 0.0, 0.0, (18 if engine == "ZeRO-3" else 16) * t / gpus
     if engine == "ZeRO-2":
         return Memory(2 * n, reference * 2 * n, gradients, optimizer, host)
     if engine == "ZeRO-3":

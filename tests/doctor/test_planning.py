@@ -120,16 +120,16 @@ def test_what_deepspeed_offloads_is_host_memory(monkeypatch, capsys):
     n = 8e9
     assert training_memory("ZeRO-2", size, 8, 2, offload=["optimizer"]) == Memory(2 * n, 0, 0, 0, 16 * n / 8)
     both = training_memory("ZeRO-3", size, 8, 2, offload=["optimizer", "param"])
-    assert both == Memory(2e9, 0, 0, 0, 18 * n / 8) and both.total == 2e9
+    assert both == Memory(2e9, 0, 0, 0, 20 * n / 8) and both.total == 2e9
     monkeypatch.setenv("WORLD_SIZE", "8")
     zero = "+vlnr1.deepspeed.zero_optimization.offload_optimizer={device: cpu}"
     plain, moved = (make_plan(get_config("vlnr1_sft_paper.yaml", more, CONFIGS), "sft") for more in ([], [zero]))
     assert moved.memory["ZeRO-2"] == plain.memory["ZeRO-2"]  # another engine is planned as it comes
     assert moved.memory["ZeRO-3"].total < plain.memory["ZeRO-3"].total
     more = moved.host.model - (2 * PARAMETERS["qwen2_vl_2b"] / 8 if torch.cuda.is_available() else 0)
-    assert more >= 16 * PARAMETERS["qwen2_vl_2b"] / 8
+    assert more >= 18 * PARAMETERS["qwen2_vl_2b"] / 8
     print_plan(get_config("vlnr1_sft_paper.yaml", [zero], CONFIGS), "sft")
-    moved_gib = 16 * PARAMETERS["qwen2_vl_2b"] / 8 / 2**30
+    moved_gib = 18 * PARAMETERS["qwen2_vl_2b"] / 8 / 2**30
     assert f"offload_optimizer: {moved_gib:.1f} GiB of a process in host memory instead" in capsys.readouterr().out
 
 
