@@ -110,7 +110,6 @@ class ActionSpace:
             return None
         return actions  # type: ignore[return-value]
 
-
     def read(self, text: str, n: int, lenient: bool = True) -> tuple[tuple[Action, ...], bool]:
         """What a free answer says, and whether it keeps to the grammar.
 

@@ -175,9 +175,7 @@ def remember(observations: dict[str, torch.Tensor], transforms: Sequence[Observa
             observations = transform(observations)
 
 
-def remember_walk(
-    views: Sequence[Any], transforms: Sequence[ObservationTransformer], device: Any = None
-) -> None:
+def remember_walk(views: Sequence[Any], transforms: Sequence[ObservationTransformer], device: Any = None) -> None:
     """`remember` for what one environment has seen step by step.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-SFT_KEYS = ("evaluate", "global_batch_size", "keep_straight", "steps_per_row")
+SFT_KEYS = ("evaluate", "global_batch_size", "keep_straight", "mirror", "steps_per_row")
 """Keys of `vlnr1.sft` that are not TRL's."""
 RFT_KEYS = (
     *("start", "held_out", "rewards", "rollout", "train_forced", "online", "keep_straight", "evaluate"),

@@ -229,6 +229,7 @@ RULES: dict[str, Rule] = {
     **{f"sft.{key}": rule for key, rule in TRL.items()},
     "sft.dataloader_num_workers": INDEX,
     "sft.steps_per_row": COUNT,
+    "sft.mirror": FLAG,
     "sft.train_sampling_strategy": name_of("random", "sequential", "group_by_length", "batch_rebalance"),
     **{f"rft.{key}": rule for key, rule in TRL.items()},
     "rft.start": TEXT,

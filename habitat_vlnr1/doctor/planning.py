@@ -223,12 +223,14 @@ def rows_of_epoch(
         wanted = config.vlnr1.data.rft_records
         return _sum(records[source][0] if count < 0 else count for source, count in wanted.items())
     sft = config.vlnr1.sft
+    sides = 2 if sft.mirror else 1
     egos = [ego for ego in opened.values() if ego is not None]
     if len(egos) == len(opened):
         view = records_of(config, egos)
-        return len(view.rows(sft.steps_per_row, keep_some(view.num_actions, sft.keep_straight, config.habitat.seed)))
+        rows = view.rows(sft.steps_per_row, keep_some(view.num_actions, sft.keep_straight, config.habitat.seed))
+        return sides * len(rows)
     exact = sft.steps_per_row == 1 and sft.keep_straight == 1
-    return _sum(count for count, _ in records.values()) if exact else None
+    return _sum(count and sides * count for count, _ in records.values()) if exact else None
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

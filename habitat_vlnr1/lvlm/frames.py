@@ -23,7 +23,15 @@ from transformers.image_utils import SizeDict
 from habitat_vlnr1.errors import RecordError, VLNR1Error
 from habitat_vlnr1.frame_files import decode_picture, read_picture
 
-Frame = str | Path | np.ndarray
+
+@dataclass(frozen=True)
+class Mirrored:
+    """A frame's file, seen left for right."""
+
+    file: Path
+
+
+Frame = str | Path | Mirrored | np.ndarray
 
 
 class FrameError(VLNR1Error):
@@ -64,13 +72,13 @@ class FrameCutter:
         self._mean, self._std = (table.view(1, 3, 1, 1) for table in (mean, std))
 
     def cut(self, frame: Frame, key: Hashable = None) -> Patches:
-        """Patches of one frame (file, or uint8 array [H, W, 3]).
+        """Patches of one frame (file, mirrored file, or uint8 array [H, W, 3]).
 
         Args:
             key: the frame's identity for the cache; a file is its own key, an array without key is not kept.
         """
         if key is None and not isinstance(frame, np.ndarray):
-            key = os.fspath(frame)
+            key = frame if isinstance(frame, Mirrored) else os.fspath(frame)
         if key is not None and key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -139,6 +147,8 @@ def scaled(frame: Frame, image_processor: Any) -> Image.Image:
 
 def read_frame(frame: Frame) -> np.ndarray:
     """A frame as uint8 [H, W, 3]; files, also packed ones, through Pillow."""
+    if isinstance(frame, Mirrored):
+        return read_frame(frame.file)[:, ::-1]
     if not isinstance(frame, np.ndarray):
         try:
             return decode_picture(read_picture(frame))

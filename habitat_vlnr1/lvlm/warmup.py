@@ -80,9 +80,7 @@ def warm_up(
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
     )
-    lesson = Lesson(
-        "vision warm-up", "vlnr1.model.build.warmup.learning_rate", steps, learning_rate, warmup_fraction
-    )
+    lesson = Lesson("vision warm-up", "vlnr1.model.build.warmup.learning_rate", steps, learning_rate, warmup_fraction)
     return learn(model, loader, answer_loss, lesson, progress)
 
 

@@ -102,9 +102,7 @@ class Headway:
         """
         return list(self._walked(split, episode_id, taken, answer))  # of a group, many answers are equal
 
-    def _walk(
-        self, split: str, episode_id: str, taken: tuple[int, ...], answer: tuple[int, ...]
-    ) -> tuple[float, ...]:
+    def _walk(self, split: str, episode_id: str, taken: tuple[int, ...], answer: tuple[int, ...]) -> tuple[float, ...]:
         episode = self._episode(split, episode_id)
         finder, goal = self._finder(episode.scene_id), np.asarray(episode.goals[0].position, np.float32)
         pose = self.pose(episode, taken)

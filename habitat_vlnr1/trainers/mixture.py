@@ -1,5 +1,5 @@
-"""What a step of supervised fine-tuning is drawn from: navigation records, questions about their walks, and other
-image-text data, each source with its weight.
+"""What a step of supervised fine-tuning is drawn from: navigation records, as they are and in a mirror, questions about
+their walks, and other image-text data, each source with its weight.
 
 A weight says how often a source is seen in an epoch: 1 each record once, 0.5 a half of them drawn at random, 2 each
 twice. The loss is on the answers alone, whatever the source (`lvlm/inputs.py`).
@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from habitat_vlnr1.config import memory_of, plain, question_memories
 from habitat_vlnr1.interchange.llava import read_llava
 from habitat_vlnr1.lvlm.inputs import Example
+from habitat_vlnr1.mirroring import MirroredRecords
 from habitat_vlnr1.questions import QuestionRecords, read_questions
 from habitat_vlnr1.records import Records, VLNEgo, keep_some
 from habitat_vlnr1.results import print_left_out
@@ -88,7 +89,7 @@ def _as_often(count: int, weight: float, rng: np.random.Generator) -> list[int]:
 
 
 def mixed(config: DictConfig, records: Records, more: Sequence[Part]) -> Mixture:
-    """The configured navigation records and, behind them, the rest.
+    """The configured navigation records, in the mirror too with `sft.mirror`, and behind them the rest.
 
     Rows that a weight of a navigation source leaves out are left out of the one part that all of them are.
     """
@@ -96,13 +97,20 @@ def mixed(config: DictConfig, records: Records, more: Sequence[Part]) -> Mixture
     numbers, lengths = navigation_rows(records, options.steps_per_row, options.keep_straight, config.habitat.seed)
     weights = [float(config.vlnr1.data.weights.get(source, 1)) for source in config.vlnr1.data.sources]
     if set(weights) == {1.0} or len(weights) != len(records.sources):  # DAgger adds sources of its own
-        return Mixture([Part("navigation", records, numbers, lengths), *more])
+        return Mixture([*_both_sides(config, records, numbers, lengths), *more])
     part: list[int] = []
     for number, (span, weight) in enumerate(zip(records.spans(), weights, strict=True)):
         own = [place for place, row in enumerate(numbers) if row[0] in span]
         part += [own[i] for i in _as_often(len(own), weight, np.random.default_rng([config.habitat.seed, number]))]
     rows = [numbers[place] for place in part]
-    return Mixture([Part("navigation", records, rows, [lengths[place] for place in part]), *more])
+    return Mixture([*_both_sides(config, records, rows, [lengths[place] for place in part]), *more])
+
+
+def _both_sides(config: DictConfig, records: Records, rows: list[list[int]], lengths: list[int]) -> list[Part]:
+    parts = [Part("navigation", records, rows, lengths)]
+    if config.vlnr1.sft.mirror:
+        parts.append(Part("navigation, mirrored", MirroredRecords(records), rows, lengths))
+    return parts
 
 
 def navigation_rows(

@@ -209,9 +209,7 @@ def _is_made(place: Path, claim: dict) -> bool:
     return True
 
 
-def _make_split(
-    rng: np.random.Generator, root: Path, houses: Settings, split: str, per_walk: int, file: Path
-) -> None:
+def _make_split(rng: np.random.Generator, root: Path, houses: Settings, split: str, per_walk: int, file: Path) -> None:
     folder = root / "datasets" / "vln" / houses.name / split
     episodes = json.loads(gzip.decompress((folder / f"{split}.json.gz").read_bytes()))["episodes"]
     truth = json.loads(gzip.decompress((folder / f"{split}_gt.json.gz").read_bytes()))

@@ -102,9 +102,7 @@ def _draw_legs(rng: np.random.Generator, plan: Plan, pieces: list[Piece], clause
     return legs if piece and min(clauses, _ROOMS[0]) <= rooms <= _ROOMS[1] else None
 
 
-def _draw_door(
-    rng: np.random.Generator, plan: Plan, here: int, came: Door | None, been: set[int]
-) -> Door | None:
+def _draw_door(rng: np.random.Generator, plan: Plan, here: int, came: Door | None, been: set[int]) -> Door | None:
     """Out of the first room, or one entered sideways, to the corridor; else into a new room or out as one came in."""
     doors = plan.doors_of(here)
     if here != CORRIDOR and (came is None or CORRIDOR not in came.rooms):
