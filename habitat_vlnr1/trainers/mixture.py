@@ -1,5 +1,5 @@
-"""What a step of supervised fine-tuning is drawn from: navigation records, as they are and in a mirror, questions about
-their walks, and other image-text data, each source with its weight.
+"""What a step of supervised fine-tuning is drawn from: navigation records, as they are and in the mirror, questions
+about their walks, and other image-text data, each source with its weight.
 
 A weight says how often a source is seen in an epoch: 1 each record once, 0.5 a half of them drawn at random, 2 each
 twice. The loss is on the answers alone, whatever the source (`lvlm/inputs.py`).
@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 from habitat_vlnr1.config import memory_of, plain, question_memories
 from habitat_vlnr1.interchange.llava import read_llava
 from habitat_vlnr1.lvlm.inputs import Example
-from habitat_vlnr1.mirroring import MirroredRecords
 from habitat_vlnr1.questions import QuestionRecords, read_questions
 from habitat_vlnr1.records import Records, VLNEgo, keep_some
 from habitat_vlnr1.results import print_left_out
+from habitat_vlnr1.trainers.mirroring import MirroredRecords
 
 FRAME_TOKENS = 12
 """About as many as a frame has; only the proportions of rows' lengths matter."""

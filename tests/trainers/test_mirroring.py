@@ -13,10 +13,10 @@ from habitat_vlnr1.episode_writer import EpisodeWriter
 from habitat_vlnr1.lvlm.frames import FrameCutter, Mirrored, read_frame
 from habitat_vlnr1.lvlm.inputs import PromptEncoder, SFTCollator
 from habitat_vlnr1.lvlm.tiny import build_tiny
-from habitat_vlnr1.mirroring import mirrored_words
 from habitat_vlnr1.prompt import get_template
 from habitat_vlnr1.records import Episode, VLNEgo
 from habitat_vlnr1.register import register
+from habitat_vlnr1.trainers.mirroring import mirrored_words
 from habitat_vlnr1.trainers.mixture import mixed
 from tests.paths import CONFIGS
 
@@ -59,7 +59,7 @@ def test_words_change_sides(text, mirrored):
 def test_each_record_stands_there_twice(ego):
     plain, both = mixture(ego, "false"), mixture(ego, "true")
     assert len(both) == 2 * len(plain) == 8
-    assert sorted(sum(both.rows(0)["index"], [])) == list(range(8))
+    assert sorted(number for row in both.rows(0)["index"] for number in row) == list(range(8))
     for number in range(4):
         record, mirrored = both[number], both[number + 4]
         assert mirrored.instruction == "Turn right and stop at the table."
