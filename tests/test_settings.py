@@ -167,7 +167,7 @@ def test_unknown_names_are_refused(configs):
         ("vlnr1_sft", "vlnr1.data.sources=[a/b]", r"vlnr1.data.sources"),
         ("vlnr1_sft", "+vlnr1.eval.vidoes=3", r"vlnr1.eval.vidoes: there is no such key; vlnr1.eval has"),
         ("vlnr1_sft", "+vlnr1.model.build.depth=3", r"vlnr1.model.build.depth: there is no such key"),
-        ("vlnr1_sft", "vlnr1.memory.short_window=4", r"vlnr1.memory: the short part takes"),
+        ("vlnr1_sft_little", "vlnr1.memory.short_window=4", r"vlnr1.memory: the short part takes"),
         ("vlnr1_sft", "+vlnr1.memory.wings=4", r"vlnr1.memory: .*wings"),
         ("vlnr1_sft", "vlnr1.decoding.execute_horizon=7", r"execute_horizon is 7: give at most .*num_actions"),
         ("vlnr1_sft", "vlnr1.model.build=null", r"vlnr1.model.path and vlnr1.model.build are null"),

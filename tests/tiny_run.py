@@ -34,7 +34,7 @@ def write_tiny_run(home, ego="ego", run="run"):
         writer.close()
         write_json(home / ego / source / split / "summary.json", {})  # the export has ended
     model, processor = build_tiny(WORDS, space=SPACE, image_size=56, seed=1)
-    memory = {"strategy": "long_short", "budget": 2, "short_window": 1, "short_stride": 1, "long_stride": 6}
+    memory = {"strategy": "uniform", "budget": 1}
     card = checkpoint.ModelCard(space=SPACE, num_actions=6, template="compact", memory=memory)
     checkpoint.save(home / run / "checkpoints/checkpoint-7", model, processor, card)
     return home

@@ -162,7 +162,7 @@ def test_exported_data_are_counted(monkeypatch):
     plan = make_plan(config, "sft")
     assert plan.records == {"embedded": (30, "exported")} and plan.frames_disk == 30 * 4096
     sft = config.vlnr1.sft
-    assert plan.rows == 3 * -(-10 // sft.steps_per_row)
+    assert sft.mirror and plan.rows == 2 * 3 * -(-10 // sft.steps_per_row)
     batch = sft.per_device_train_batch_size * accumulation(config, "sft", 2) * 2
     assert plan.steps == int(np.ceil(plan.rows / batch * sft.num_train_epochs))
 

@@ -40,7 +40,7 @@ def furnish(home):
             writer.write(Episode(f"{number}", "s", WORDS[number], actions), jpegs)
         writer.close()
     model, processor = build_tiny(WORDS, space=SPACE, image_size=56, seed=1)
-    memory = {"strategy": "long_short", "budget": 2, "short_window": 1, "short_stride": 1, "long_stride": 6}
+    memory = {"strategy": "uniform", "budget": 1}
     card = checkpoint.ModelCard(space=SPACE, num_actions=6, template="compact", memory=memory, max_pixels=56**2)
     checkpoint.save(home / "base", model, processor, card)
     return home

@@ -19,7 +19,7 @@ from habitat_vlnr1.records import Episode, RecordError
 from tests.paths import CONFIGS
 
 RECORDED = {"name": "embedded", "forward_step": 0.5, "turn_angle": 30}
-MEMORY = {"strategy": "long_short", "budget": 2, "short_window": 1, "short_stride": 1, "long_stride": 6}
+MEMORY = {"strategy": "uniform", "budget": 1}
 
 
 def export(source, protocol, split="train"):
