@@ -282,7 +282,7 @@ def test_straight_records_can_be_thinned_out():
         ("vlnr1.protocol.turn_angle=15", check_start, "trained with turn_angle 30"),
         ("vlnr1.prompt.num_actions=4", check_start, "trained with num_actions 6, but 4"),
         ("vlnr1.prompt.template=vln_ego", check_start, "trained with template 'compact'"),
-        ("vlnr1.memory.budget=3", check_start, "trained with memory .*long_short.*take the same"),
+        ("vlnr1.memory.budget=3", check_start, "trained with memory .*uniform.*take the same"),
     ],
 )
 def test_bad_input_is_one_clear_line(configured, override, check, message):
