@@ -33,7 +33,10 @@ ROOT = Path(__file__).parents[1]
 PROCESSES = 4
 SLOW, SLEEP = 3, 2.0  # which process sleeps for so many seconds at every step
 SCENES = {"train_scenes": 2, "train_episodes_per_scene": 4, "val_seen_episodes": 2, "val_unseen_scenes": 1}
-COMMON = ["vlnr1.model.cpu_threads=1", "vlnr1.model.image_size=56"]
+COMMON = [
+    *("vlnr1.model.cpu_threads=1", "vlnr1.model.image_size=56"),
+    "vlnr1.extra_sensors.vlnr1_description.cells=2",
+]
 HOUSES = [
     "vlnr1/task=embedded",
     *(f"vlnr1.task.scenes.{key}={value}" for key, value in SCENES.items()),
@@ -43,7 +46,10 @@ FILES = "data/datasets/R2R_VLNCE_v1-3_preprocessed"  # where vlnr1/task=r2r look
 R2R = ["vlnr1/task=r2r", "vlnr1/protocol=r2r", "habitat.dataset.scenes_dir=data/stand_in"]
 EPISODES, STEP_LIMIT = 8, 60  # of R2R: a split's, and the steps after which one is cut here
 TRAINED = {  # settings of all stages after the export
-    "embedded": ["vlnr1/setup=embedded", "vlnr1.data.rft_records.embedded=16", "vlnr1.model.build.warmup.steps=4"],
+    "embedded": [
+        *("vlnr1/setup=embedded", "vlnr1/memory=first", "vlnr1.data.rft_records.embedded=16"),
+        "vlnr1.model.build.warmup.words.steps=4",
+    ],
     "r2r": [
         *("vlnr1/setup=r2r", "vlnr1/memory=long_short", "vlnr1.data.rft_records.r2r=16"),
         "vlnr1.model.build.warmup=null",

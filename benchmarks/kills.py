@@ -29,7 +29,7 @@ SCENES = {"train_scenes": 2, "train_episodes_per_scene": 3, "val_seen_episodes":
 SCENES |= {"val_unseen_episodes_per_scene": 4}
 COMMON = [*(f"vlnr1.task.scenes.{key}={value}" for key, value in SCENES.items()), "vlnr1.eval.videos=0"]
 SFT = [
-    "vlnr1.model.build.warmup.steps=4", "vlnr1.model.build.warmup.batch_size=4", "vlnr1.sft.max_steps=8",
+    "vlnr1.model.build.warmup.words.steps=4", "vlnr1.model.build.warmup.words.batch_size=4", "vlnr1.sft.max_steps=8",
     "vlnr1.sft.save_steps=2", "vlnr1.sft.per_device_train_batch_size=2", "vlnr1.sft.logging_steps=1",
     "vlnr1.sft.evaluate=false", "vlnr1.model.cpu_threads=1",
 ]  # fmt: skip
@@ -38,7 +38,10 @@ RFT = [
     "vlnr1.rft.per_device_train_batch_size=8", "vlnr1.rft.evaluate=false", "vlnr1.model.cpu_threads=1",
 ]  # fmt: skip
 RECORDED = ["vlnr1.data.rft_records.embedded=12", "vlnr1.rft.held_out.records=2", "vlnr1.rft.eval_steps=100"]
-DAGGER = ["vlnr1/task=embedded", "vlnr1/setup=embedded", "vlnr1.dagger.rounds=1", "vlnr1.dagger.episodes=4"]
+DAGGER = [
+    "vlnr1/task=embedded", "vlnr1/setup=embedded", "vlnr1/memory=first", "vlnr1.dagger.rounds=1",
+    "vlnr1.dagger.episodes=4",
+]  # fmt: skip
 RUN = "data/vlnr1/run"
 STAGES: dict[str, tuple[str, list[str], list[str]]] = {  # name → config, settings, what it makes
     "export": ("vlnr1_export", ["vlnr1.data.source=killed"], ["data/vln_ego/killed"]),

@@ -197,7 +197,7 @@ SMALL = [
     ),
     *(f"vlnr1.task.scenes.{key}=1" for key in ("train_scenes", "val_seen_episodes", "val_unseen_scenes")),
     *(f"vlnr1.task.scenes.{key}=2" for key in ("train_episodes_per_scene", "val_unseen_episodes_per_scene")),
-    *("vlnr1.model.build.warmup.steps=1", "vlnr1.sft.max_steps=1", "vlnr1.sft.per_device_train_batch_size=1"),
+    *("vlnr1.model.build.warmup.words.steps=1", "vlnr1.sft.max_steps=1", "vlnr1.sft.per_device_train_batch_size=1"),
     *("vlnr1.data.rft_records.embedded=12", "vlnr1.rft.held_out.records=2", "vlnr1.rft.max_steps=1"),
     *("vlnr1.rft.eval_on_start=false", "vlnr1.rft.eval_strategy=no"),
 ]

@@ -8,7 +8,7 @@ rounding. In bfloat16 that rounding is coarse: two letters that are nearly equal
 stands beside a prompt in its batch, as in any batched decoding, and with where a prompt was cut.
 
 Examples:
-    >>> decoder = load_decoder("data/vlnr1/quickstart/checkpoints/checkpoint-2600")  # doctest: +SKIP
+    >>> decoder = load_decoder("data/vlnr1/quickstart/checkpoints/checkpoint-4500")  # doctest: +SKIP
     >>> prompt = Prompt("go to the red sofa", [frame_0, frame_1], [(7, 0), (7, 1)], stream=7)  # doctest: +SKIP
     >>> (answer,) = decoder.decode([prompt])  # doctest: +SKIP
     >>> answer.actions, answer.text  # doctest: +SKIP

@@ -56,6 +56,7 @@ SMALL_DAGGER = [
     *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
     "vlnr1/task=embedded",
     "vlnr1/setup=embedded",
+    "vlnr1/memory=first",
     "vlnr1.run_dir=data/vlnr1/quickstart",
     "vlnr1.dagger.rounds=2",
     "vlnr1.dagger.episodes=2",
