@@ -94,23 +94,18 @@ def mixed(config: DictConfig, records: Records, more: Sequence[Part]) -> Mixture
     Rows that a weight of a navigation source leaves out are left out of the one part that all of them are.
     """
     options = config.vlnr1.sft
-    numbers, lengths = navigation_rows(records, options.steps_per_row, options.keep_straight, config.habitat.seed)
+    rows, lengths = navigation_rows(records, options.steps_per_row, options.keep_straight, config.habitat.seed)
     weights = [float(config.vlnr1.data.weights.get(source, 1)) for source in config.vlnr1.data.sources]
-    if set(weights) == {1.0} or len(weights) != len(records.sources):  # DAgger adds sources of its own
-        return Mixture([*_both_sides(config, records, numbers, lengths), *more])
-    part: list[int] = []
-    for number, (span, weight) in enumerate(zip(records.spans(), weights, strict=True)):
-        own = [place for place, row in enumerate(numbers) if row[0] in span]
-        part += [own[i] for i in _as_often(len(own), weight, np.random.default_rng([config.habitat.seed, number]))]
-    rows = [numbers[place] for place in part]
-    return Mixture([*_both_sides(config, records, rows, [lengths[place] for place in part]), *more])
-
-
-def _both_sides(config: DictConfig, records: Records, rows: list[list[int]], lengths: list[int]) -> list[Part]:
-    parts = [Part("navigation", records, rows, lengths)]
-    if config.vlnr1.sft.mirror:
-        parts.append(Part("navigation, mirrored", MirroredRecords(records), rows, lengths))
-    return parts
+    if set(weights) != {1.0} and len(weights) == len(records.sources):  # DAgger adds sources of its own
+        part: list[int] = []
+        for number, (span, weight) in enumerate(zip(records.spans(), weights, strict=True)):
+            own = [place for place, row in enumerate(rows) if row[0] in span]
+            part += [own[i] for i in _as_often(len(own), weight, np.random.default_rng([config.habitat.seed, number]))]
+        rows, lengths = [rows[place] for place in part], [lengths[place] for place in part]
+    sides = [Part("navigation", records, rows, lengths)]
+    if options.mirror:
+        sides.append(Part("navigation, mirrored", MirroredRecords(records), rows, lengths))
+    return Mixture([*sides, *more])
 
 
 def navigation_rows(

@@ -1,15 +1,13 @@
 """Stage 1 in the mirror: frames, turns and words change sides together, and nothing else does."""
 
-from io import BytesIO
-
 import numpy as np
 import pytest
 from habitat_baselines.config.default import get_config
-from PIL import Image
 
 from habitat_vlnr1.actions import Action, ActionSpace
 from habitat_vlnr1.config import records_of
 from habitat_vlnr1.episode_writer import EpisodeWriter
+from habitat_vlnr1.frame_files import encode_jpeg
 from habitat_vlnr1.lvlm.frames import FrameCutter, Mirrored, read_frame
 from habitat_vlnr1.lvlm.inputs import PromptEncoder, SFTCollator
 from habitat_vlnr1.lvlm.tiny import build_tiny
@@ -24,10 +22,7 @@ WORDS = "Turn left and stop at the table."
 
 
 def picture(seed: int) -> bytes:
-    buffer = BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((56, 56)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return encode_jpeg(np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8), 90)
 
 
 @pytest.fixture
@@ -81,5 +76,5 @@ def test_a_batch_holds_both_sides(ego):
         batch = collate([{"index": [0]}, {"index": [4]}])
         ours, other = batch["pixel_values"].chunk(2)
         assert not ours.equal(other)
-        alone = FrameCutter(processor.image_processor).cut(read_frame(Mirrored(both[0].frames[0])).copy())
+        alone = FrameCutter(processor.image_processor).cut(read_frame(Mirrored(both[0].frames[0])))
         assert other.equal(encoder.cutter.pixel_values([alone], single_slot=True))
