@@ -328,35 +328,50 @@ def fit(config: DictConfig, start: str, task: Recorded | Asked | Online) -> None
 
 
 def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
-    """Reward, KL and what it comes to over the steps of a run, from the Trainer's log.
+    """Reward, KL, entropy and what they come to over the steps of a run, from the Trainer's log.
 
-    What it comes to is the accuracy per future position on held-out records, or the success of walks.
+    What they come to is the accuracy per future position on held-out records, or the success of walks. What is not
+    logged has no panel: KL with beta 0, accuracy of answers to questions.
     """
     from matplotlib.figure import Figure
 
-    panels: dict[str, dict[str, str]] = {  # title → key of the log → label
-        "reward": {
-            "reward": "training",
-            "eval_reward": "held out",
-            "eval_greedy_reward": "held out, likeliest answer",
-        },
-        "KL to the reference": {"kl": "KL"},
-    }
-    if any("walks/success" in row for row in history):
-        panels["walks in training"] = {"walks/success": "success", "walks/spl": "SPL"}
-    else:
-        numbers = itertools.takewhile(
-            lambda k: any(f"eval_answers/accuracy_{k}" in row for row in history), itertools.count(1)
-        )
-        panels["held-out accuracy"] = {f"eval_answers/accuracy_{k}": f"action {k}" for k in numbers}
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for key, label in lines.items():
-            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="o" if key.startswith("eval") else None)
-        axes.set(title=title, xlabel="step")
-        if axes.lines:
-            axes.legend()
+    panels = curves_of(history)
+    figure = Figure(figsize=(4 * max(len(panels), 1), 3.6), layout="constrained")
+    for place, (title, lines) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place, title=title, xlabel="step")
+        for label, points in lines.items():
+            few = title == "held-out accuracy" or label.startswith("held out")
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if few else None)
+        axes.legend()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
+
+
+def curves_of(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """What a log has to draw: title of a panel → label of a line → its (step, value)s."""
+    accuracies = [
+        f"eval_answers/accuracy_{k}"
+        for k in itertools.takewhile(
+            lambda k: any(f"eval_answers/accuracy_{k}" in row for row in history), itertools.count(1)
+        )
+    ]
+    wanted: dict[str, dict[str, str]] = {  # title → label → key of the log
+        "reward": {
+            "training": "reward",
+            "held out": "eval_reward",
+            "held out, likeliest answer": "eval_greedy_reward",
+        },
+        "KL to the reference": {"KL": "kl"},
+        "entropy": {"of a token": "entropy"},
+        "walks in training": {"success": "walks/success", "SPL": "walks/spl"},
+        "held-out accuracy": {f"action {k}": key for k, key in enumerate(accuracies, start=1)},
+    }
+    panels = {}
+    for title, keys in wanted.items():
+        found = {
+            label: [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            for label, key in keys.items()
+        }
+        if lines := {label: points for label, points in found.items() if points}:
+            panels[title] = lines
+    return panels

@@ -20,6 +20,7 @@ from habitat_vlnr1.trainers.fitting import check_start, open_records
 from habitat_vlnr1.trainers.rft_fit import (
     Recorded,
     check_enough,
+    curves_of,
     draw_curves,
     draw_records,
     make_trainer,
@@ -303,12 +304,16 @@ def test_reward_parameters_are_bound():
     assert reward.__name__ == "time_decayed"
 
 
-def test_the_curves_of_walks_show_what_they_came_to(tmp_path):
-    history = [{"step": s, "reward": s / 2, "kl": 0.1, "walks/success": 0.2} for s in range(3)]
-    without = [{key: value for key, value in row.items() if key != "walks/success"} for row in history]
-    for name, rows in (("walks", history), ("none", without)):
-        draw_curves(rows, tmp_path / f"{name}.png")
-    assert (tmp_path / "walks.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+def test_a_curve_that_was_not_logged_has_no_panel():
+    walks = [{"step": s, "reward": s / 2, "entropy": 0.3, "kl": None, "walks/success": 0.2} for s in range(3)]
+    assert list(curves_of(walks)) == ["reward", "entropy", "walks in training"]
+    assert curves_of(walks)["walks in training"] == {"success": [(0, 0.2), (1, 0.2), (2, 0.2)]}
+    records = [{"step": 0, "kl": 0.1}, {"step": 2, "eval_reward": 1.0, "eval_answers/accuracy_1": 0.5}]
+    assert curves_of(records) == {
+        "reward": {"held out": [(2, 1.0)]},
+        "KL to the reference": {"KL": [(0, 0.1)]},
+        "held-out accuracy": {"action 1": [(2, 0.5)]},
+    }
 
 
 def test_the_curves_are_drawn(tmp_path):
@@ -316,6 +321,8 @@ def test_the_curves_are_drawn(tmp_path):
     history += [{"step": s, "eval_reward": 1.0, "eval_answers/accuracy_1": 0.5} for s in (0, 2)]
     draw_curves(history, tmp_path / "new" / "curves.png")
     assert Image.open(tmp_path / "new" / "curves.png").size[0] > 1000
+    draw_curves([], tmp_path / "nothing.png")
+    assert (tmp_path / "nothing.png").is_file()
 
 
 def test_the_configs_differ_from_trls_defaults_only_where_the_paper_says(configured):
