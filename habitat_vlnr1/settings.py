@@ -245,6 +245,7 @@ RULES: dict[str, Rule] = {
     "rft.num_generations": whole(2),
     "rft.beta": number(0),
     "rft.epsilon": number(0),
+    "rft.epsilon_high": number(0) | NULL,
     "rft.num_iterations": COUNT,
     "rft.temperature": above(0),
     "rft.max_completion_length": COUNT,

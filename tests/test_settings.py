@@ -28,7 +28,7 @@ ANY_TEXT = {  # names of files, folders, splits; what they name is looked for wh
 NULL_MEANS_SOMETHING = {
     *("checkpoint", "mixture", "deepspeed", "task.scenes", "plan.gpus", "model.path", "model.cpu_threads"),
     *("model.lora", "model.architecture", "model.build", "model.build.warmup", "model.build.warmup.words"),
-    *("sft.deepspeed", "rft.deepspeed"),
+    *("sft.deepspeed", "rft.deepspeed", "rft.epsilon_high"),
     *("sft.save_total_limit", "rft.save_total_limit", "rft.online", "dagger.take_over", "dagger.draw_every"),
     *(f"{stage}.{key}" for stage in ("sft", "rft") for key in ("gradient_accumulation_steps", "global_batch_size")),
     *("model.attn_implementation", "decoding.drafts"),
@@ -44,6 +44,7 @@ ZERO_MEANS_SOMETHING = {
     *("model.build.seed",),
     *("model.build.warmup.steps", "model.build.warmup.learning_rate", "model.build.warmup.workers"),
     *("model.build.warmup.words.learning_rate", "protocol.camera_height", "rft.beta"),
+    "rft.epsilon_high",
     *("rft.epsilon", "dagger.beta", "dagger.episodes", "dagger.temperature", "il.learning_rate", "il.workers"),
     *(
         f"{stage}.{key}"
