@@ -91,9 +91,12 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     # A run's folder that is not there must not be taken for the hub id that it may look like.
     missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
     if missing_run or not checkpoint.is_checkpoint(start):
+        run = (
+            Path(start).parent if Path(start).name == "checkpoints" else config.vlnr1.run_dir
+        )  # SFT's, not this one's
         raise MissingFileError(
             f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run "
-            f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={config.vlnr1.run_dir}` first, or name one with "
+            f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={run}` first, or name one with "
             f"vlnr1.{stage}.start=<folder or hub id>"
         )
     check_whole(start)

@@ -280,6 +280,7 @@ def test_straight_records_can_be_thinned_out():
         ("vlnr1.rft.rewards=[]", reward_functions, "rewards is empty"),
         ("vlnr1.rft.rollout=wish", reward_functions, "unknown vlnr1.rft.rollout 'wish'"),
         ("vlnr1.rft.start=run/nothing", check_start, "no SFT checkpoint in run/nothing.*--config-name=vlnr1_sft"),
+        ("vlnr1.rft.start=a/run/checkpoints", check_start, "no SFT checkpoint in a/run/c.*run_dir=a/run` first"),
         ("vlnr1.protocol.turn_angle=15", check_start, "trained with turn_angle 30"),
         ("vlnr1.prompt.num_actions=4", check_start, "trained with num_actions 6, but 4"),
         ("vlnr1.prompt.template=vln_ego", check_start, "trained with template 'compact'"),
@@ -296,6 +297,14 @@ def test_the_online_demonstration_starts_where_its_first_stage_ends():
     assert second.vlnr1.rft.start == first.habitat_baselines.checkpoint_folder
     assert second.vlnr1.data.source == first.vlnr1.data.source and second.vlnr1.rft.online is not None
     assert first.vlnr1.sft.max_steps < get_config("vlnr1_sft.yaml", [], CONFIGS).vlnr1.sft.max_steps / 10
+
+
+def test_the_cross_domain_stage_starts_from_the_quick_start_and_walks_elsewhere():
+    first, second = (get_config(f"vlnr1_{name}.yaml", [], CONFIGS) for name in ("sft", "rft_cross_domain"))
+    assert second.vlnr1.rft.start == first.habitat_baselines.checkpoint_folder
+    assert second.vlnr1.run_dir != first.vlnr1.run_dir and second.vlnr1.rft.online is not None
+    assert second.habitat.dataset.data_path != first.habitat.dataset.data_path
+    assert second.vlnr1.memory == first.vlnr1.memory and second.vlnr1.model == first.vlnr1.model
 
 
 def test_reward_parameters_are_bound():
