@@ -91,9 +91,8 @@ def check_start(config: DictConfig, stage: str = "rft") -> str:
     # A run's folder that is not there must not be taken for the hub id that it may look like.
     missing_run = start.startswith(f"{config.vlnr1.run_dir}/") and not Path(start).is_dir()
     if missing_run or not checkpoint.is_checkpoint(start):
-        run = (
-            Path(start).parent if Path(start).name == "checkpoints" else config.vlnr1.run_dir
-        )  # SFT's, not this one's
+        # Stage 1 may have a run folder of its own.
+        run = Path(start).parent if Path(start).name == "checkpoints" else config.vlnr1.run_dir
         raise MissingFileError(
             f"no SFT checkpoint in {start}: run `python -m habitat_baselines.run "
             f"--config-name={config.vlnr1.sft_config} vlnr1.run_dir={run}` first, or name one with "

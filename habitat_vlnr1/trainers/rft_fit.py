@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,12 +348,12 @@ def draw_curves(history: list[dict[str, float]], picture: Path) -> None:
 
 def curves_of(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """What a log has to draw: title of a panel → label of a line → its (step, value)s."""
-    accuracies = [
-        f"eval_answers/accuracy_{k}"
-        for k in itertools.takewhile(
-            lambda k: any(f"eval_answers/accuracy_{k}" in row for row in history), itertools.count(1)
-        )
-    ]
+    lines: dict[str, list[tuple[float, float]]] = {}  # key of the log → its points
+    for row in history:
+        for key, value in row.items():
+            if value is not None:
+                lines.setdefault(key, []).append((row["step"], value))
+    n = sum(key.startswith("eval_answers/accuracy_") for key in lines)
     wanted: dict[str, dict[str, str]] = {  # title → label → key of the log
         "reward": {
             "training": "reward",
@@ -364,14 +363,9 @@ def curves_of(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple
         "KL to the reference": {"KL": "kl"},
         "entropy": {"of a token": "entropy"},
         "walks in training": {"success": "walks/success", "SPL": "walks/spl"},
-        "held-out accuracy": {f"action {k}": key for k, key in enumerate(accuracies, start=1)},
+        "held-out accuracy": {f"action {k}": f"eval_answers/accuracy_{k}" for k in range(1, n + 1)},
     }
-    panels = {}
-    for title, keys in wanted.items():
-        found = {
-            label: [(row["step"], row[key]) for row in history if row.get(key) is not None]
-            for label, key in keys.items()
-        }
-        if lines := {label: points for label, points in found.items() if points}:
-            panels[title] = lines
-    return panels
+    panels = {
+        title: {label: lines[key] for label, key in keys.items() if key in lines} for title, keys in wanted.items()
+    }
+    return {title: found for title, found in panels.items() if found}

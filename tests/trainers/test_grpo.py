@@ -313,6 +313,14 @@ def test_reward_parameters_are_bound():
     assert reward.__name__ == "time_decayed"
 
 
+def test_the_curves_of_walks_show_what_they_came_to(tmp_path):
+    history = [{"step": s, "reward": s / 2, "kl": 0.1, "walks/success": 0.2} for s in range(3)]
+    without = [{key: value for key, value in row.items() if key != "walks/success"} for row in history]
+    for name, rows in (("walks", history), ("none", without)):
+        draw_curves(rows, tmp_path / f"{name}.png")
+    assert (tmp_path / "walks.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+
+
 def test_a_curve_that_was_not_logged_has_no_panel():
     walks = [{"step": s, "reward": s / 2, "entropy": 0.3, "kl": None, "walks/success": 0.2} for s in range(3)]
     assert list(curves_of(walks)) == ["reward", "entropy", "walks in training"]
