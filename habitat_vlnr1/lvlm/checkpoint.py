@@ -250,7 +250,13 @@ def existing(path: str | os.PathLike[str]) -> str:
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             raise CheckpointError(f"{text}: a folder without config.json, so no checkpoint; check model.path")
-    elif folder.is_absolute() or text.startswith(".") or text.count("/") != 1 or folder.parent.is_dir():
+    elif (
+        folder.is_absolute()
+        or text.startswith(".")
+        or text.count("/") != 1
+        or folder.parent.is_dir()
+        or folder.name == "checkpoints"  # as every run calls its own: a run that is not there, no model of the hub
+    ):
         raise CheckpointError(f"{text}: no such checkpoint folder; train it first or check the path")
     return text
 

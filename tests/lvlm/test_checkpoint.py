@@ -128,6 +128,22 @@ def test_errors_are_one_line_and_name_the_path(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("path", "whether"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", True),
+        ("my_run/checkpoints", False),  # a run that is not there
+        ("my_run/checkpoints/checkpoint-100", False),
+        ("./Qwen/Qwen2-VL-2B-Instruct", False),
+        ("/Qwen/Qwen2-VL-2B-Instruct", False),
+        ("Qwen2-VL-2B-Instruct", False),
+    ],
+)
+def test_what_can_be_a_folder_alone_is_not_taken_for_a_hub_id(path, whether, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.is_checkpoint(path) is whether
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"format": 99}', "format 99"),
