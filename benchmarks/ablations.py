@@ -1,6 +1,6 @@
 """Tables, tests and plots of the ablations (`--config-name=vlnr1_ablations`), from the episode lines of their runs.
 
-    python benchmarks/ablations.py data/vlnr1/ablations/embedded_long --output ablations
+    python benchmarks/ablations.py data/vlnr1/ablations/embedded_counting --output ablations
 
 Reads `<folder>/<setting>/seed_<seed>/…/results/<row>/<split>` and writes `ablations.md`, `ablations.json` and a PNG
 for each sub-table. A run counts when it has its `summary.json`; those that do not are named.
@@ -57,6 +57,21 @@ class SubTable:
 
 N_SETTINGS = {"1": "actions_1", "4": "actions_4", "6": "stage_1", "8": "actions_8"}
 N_PAPER = {"1": (15.1, 33.6), "4": (21.4, 29.6), "6": (24.9, 31.7), "8": (22.7, 30.4)}
+MEMORIES = {
+    "uniform_8": "memory_uniform_8",
+    "uniform_16": "memory_uniform_16",
+    "exponential": "memory_exponential",
+    "long_short": "stage_1",
+    "anchored": "memory_anchored",
+    "anchored_blocks": "memory_anchored_blocks",
+    "current": "memory_current",
+}
+MEMORY_PAPER = {
+    "uniform_8": (20.8, 28.9),
+    "uniform_16": (22.0, 31.3),
+    "exponential": (23.8, 34.3),
+    "long_short": (24.9, 31.7),
+}
 TABLES = {
     "actions": SubTable("Table 3a: predicted actions n, all executed", N_SETTINGS, "6", N_PAPER),
     "actions_one_executed": SubTable(
@@ -66,22 +81,13 @@ TABLES = {
         N_PAPER,
         {"4": "one_executed", "6": "one_executed", "8": "one_executed"},  # of n = 1 they are the same
     ),
-    "memory": SubTable(
-        "Table 3b: memory",
-        {
-            "uniform_8": "memory_uniform_8",
-            "uniform_16": "memory_uniform_16",
-            "exponential": "memory_exponential",
-            "long_short": "stage_1",
-            "anchored": "memory_anchored",
-        },
+    "memory": SubTable("Table 3b: memory", MEMORIES, "long_short", MEMORY_PAPER),
+    "memory_blind": SubTable(
+        "Beside Table 3b: the same checkpoints with every frame black",
+        MEMORIES,
         "long_short",
-        {
-            "uniform_8": (20.8, 28.9),
-            "uniform_16": (22.0, 31.3),
-            "exponential": (23.8, 34.3),
-            "long_short": (24.9, 31.7),
-        },
+        {},
+        dict.fromkeys(MEMORIES, "blind"),
     ),
     "group": SubTable(
         "Table 3c: answers of a group G, stage 2",

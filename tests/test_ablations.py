@@ -52,7 +52,7 @@ def test_the_sweep_has_all_settings_of_the_tables_and_no_other():
 def test_every_job_is_right_and_has_a_folder_of_its_own(jobs):
     for config in jobs.values():
         check_settings(config)
-    assert len({config.vlnr1.run_dir for config in jobs.values()}) == len(SETTINGS) * len(SEEDS) == 45
+    assert len({config.vlnr1.run_dir for config in jobs.values()}) == len(SETTINGS) * len(SEEDS) == 51
 
 
 def test_results_lie_where_the_collector_looks(jobs):
