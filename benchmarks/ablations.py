@@ -325,7 +325,10 @@ def draw(part: Mapping[str, Any], picture: Path) -> None:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", alpha=0.3)
-    metres.tick_params(axis="x", rotation=30 if max(map(len, names)) > 6 else 0)
+        if max(map(len, names)) > 6:  # longer than their places are wide
+            axes.tick_params(axis="x", rotation=30)
+            for tick in axes.get_xticklabels():
+                tick.set(ha="right", rotation_mode="anchor")
     rates.legend(fontsize=8)
     figure.suptitle(f"{part['title']}  (* the paper's choice)", fontsize=10)
     figure.savefig(picture, dpi=110)
