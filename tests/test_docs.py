@@ -1,6 +1,7 @@
 """README.md and docs/: every path, link, name and command that they tell is there. `make docs` checks the rest."""
 
 import ast
+import itertools
 import re
 import shlex
 
@@ -94,8 +95,18 @@ def commands():
             continue
         words = shlex.split(line, comments=True)
         name = next(word.removeprefix("--config-name=") for word in words if word.startswith("--config-name="))
-        seen[name, tuple(word for word in words if not word.startswith("-"))] = None
+        overrides = [word for word in words if not word.startswith("-")]
+        for job in jobs(overrides) if "-m" in words else [tuple(overrides)]:
+            seen[name, job] = None
     return list(seen)
+
+
+def jobs(overrides):
+    """The overrides of each job of a sweep: `key=a,b` stands for two."""
+    choices = [
+        [f"{key}={value}" for value in values.split(",")] for key, _, values in (o.partition("=") for o in overrides)
+    ]
+    return itertools.product(*choices)
 
 
 def test_arguments_are_described_one_by_one():
