@@ -86,8 +86,8 @@ TABLES = {
         "Beside Table 3b: the same checkpoints with every frame black",
         MEMORIES,
         "long_short",
-        {},
-        dict.fromkeys(MEMORIES, "blind"),
+        paper={},
+        rows=dict.fromkeys(MEMORIES, "blind"),
     ),
     "group": SubTable(
         "Table 3c: answers of a group G, stage 2",

@@ -61,6 +61,15 @@ def test_results_lie_where_the_collector_looks(jobs):
         assert folder == Path(config.vlnr1.results_dir) / "row/split"
 
 
+def test_every_row_that_is_evaluated_is_in_a_table_and_the_other_way_round(jobs):
+    read = {setting: set() for setting in SETTINGS}
+    for table in TABLES.values():
+        for value, setting in table.settings.items():
+            read[setting].add(table.rows.get(value, "all_executed"))
+    for (setting, _), config in jobs.items():
+        assert {name for name, row in config.vlnr1.eval.policies.items() if row is not None} == read[setting], setting
+
+
 def test_a_setting_differs_from_the_papers_choice_in_its_value_alone(jobs):
     def differs(setting, group):
         ours, chosen = (OmegaConf.to_container(jobs[s, "1"].vlnr1, resolve=True) for s in (setting, group))

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 from habitat_baselines.config.default import get_config
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.paths import CONFIGS, ROOT
 from tests.test_layers import FLOORS
@@ -102,11 +103,16 @@ def commands():
 
 
 def jobs(overrides):
-    """The overrides of each job of a sweep: `key=a,b` stands for two."""
-    choices = [
-        [f"{key}={value}" for value in values.split(",")] for key, _, values in (o.partition("=") for o in overrides)
-    ]
-    return itertools.product(*choices)
+    """The overrides of each job of a sweep, as Hydra reads them: `key=a,b` stands for two."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return itertools.product(
+        *(
+            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [one.input_line]
+            for one in parsed
+        )
+    )
 
 
 def test_arguments_are_described_one_by_one():
