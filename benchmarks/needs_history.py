@@ -3,24 +3,34 @@
     python benchmarks/needs_history.py [--task embedded_long] [--split val_unseen] [--data-dir data]
 
 The reader of `habitat_embedded_sim.houses.reader` follows each instruction on the plan, and the expert walks its way
-with the protocol's steps. Beside it, without walking, two that know the plan, where they are and which words are next:
-one that forgets what it has passed and draws where it would have to know, and one that takes the first whatever is
-asked for.
+with the protocol's steps. Beside it, without walking, readers that know the plan, where they are and which words are
+next, but lack something:
+
+- forgets: what it has passed; it draws where it would have to know;
+- the first, the last: what number was asked for;
+- counts steps: it forgets as well, but goes as far as is best on the train split for the number asked for; and
+- looks at that time: the same, but stops at the nearest thing of the kind asked for. It sees all of them at once, from
+  any distance, so that few walkers with a step counter and no other memory will do as well.
+
+The last two are for ways of one clause, which lead along a corridor.
 """
 
 import argparse
 import gzip
 import json
 import math
-import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from habitat_embedded_sim.houses.directions import ORDINALS
 from habitat_embedded_sim.houses.expert import walk
+from habitat_embedded_sim.houses.furnish import Piece
+from habitat_embedded_sim.houses.plan import Plan
 from habitat_embedded_sim.houses.plan_file import read_plan
-from habitat_embedded_sim.houses.reader import Reading, is_clear, leads_to, read
+from habitat_embedded_sim.houses.reader import Point, Reading, is_clear, leads_to, read
+from habitat_embedded_sim.houses.told import with_number
 from habitat_embedded_sim.mesh import Mesh
 from habitat_embedded_sim.navmesh import NavGrid, NavMeshSettings
 
@@ -37,14 +47,23 @@ def main() -> None:
     parser.add_argument("--forward-step", type=float, default=0.5, help="metres")
     parser.add_argument("--turn-angle", type=float, default=30.0, help="degrees")
     options = parser.parse_args()
-    path = options.data_dir / "datasets/vln" / options.task / options.split / f"{options.split}.json.gz"
     houses: dict[str, House] = {}
     rows = defaultdict(list)
-    for episode in json.loads(gzip.decompress(path.read_bytes()))["episodes"]:
+    metres = best_metres(options.data_dir, options.task)
+    for episode in episodes_of(options.data_dir, options.task, options.split):
         scene = options.data_dir / "scene_datasets" / episode["scene_id"]
         house = houses.setdefault(episode["scene_id"], House(scene))
-        rows[episode["info"]["clauses"]].append(house.try_episode(episode, options.forward_step, options.turn_angle))
+        values = house.try_episode(episode, options.forward_step, options.turn_angle)
+        rows[episode["info"]["clauses"]].append(
+            values + step_counters(counted(episode, house.plan, house.pieces), metres)
+        )
     print(table(rows))
+
+
+def episodes_of(data_dir: Path, task: str, split: str) -> list[dict]:
+    return json.loads(gzip.decompress((data_dir / f"datasets/vln/{task}/{split}/{split}.json.gz").read_bytes()))[
+        "episodes"
+    ]
 
 
 class House:
@@ -57,19 +76,16 @@ class House:
         self.wide = NavGrid.build(mesh.vertices, mesh.faces, WIDE)
 
     def try_episode(self, episode: dict, forward_step: float, turn_angle: float) -> list[float]:
-        """Whether all readings agree, and the way leads to the goal; chances of who forgets, who does not count."""
-        text = episode["instruction"]["instruction_text"]
-        x, _, z = episode["start_position"]
-        _, y, _, w = episode["start_rotation"]
-        goal = episode["goals"][0]["position"]
-        heading, end = 2 * math.atan2(y, w), (self.plan.room_at(goal[0], goal[2]), (goal[0], goal[2]))
-        known = (self.plan, self.pieces, (x, z), heading)
+        """Whether all readings agree and the way leads to the goal; chances of the readers that lack something."""
+        text, start, heading, goal = facts(episode)
+        end = (self.plan.room_at(*goal), goal)
+        known = (self.plan, self.pieces, start, heading)
         readings = read(text, *known)
-        others = read(text, *known, remembers=False), read(no_count(text), *known)
-        chances = [leads_to(found, *end, within=SUCCESS) for found in others]
+        forgets = leads_to(read(text, *known, remembers=False), *end, within=SUCCESS)
+        uncounted = [leads_to(read(with_number(text, nth), *known), *end, within=SUCCESS) for nth in ("first", "last")]
         walked = self.walk(readings[0], heading, forward_step, turn_angle) if readings else None
-        reached = walked is not None and self.grid.find_path(walked, [goal])[0] < SUCCESS
-        return [float(is_clear(readings, *end)), float(reached), *chances]
+        reached = walked is not None and self.grid.find_path(walked, [episode["goals"][0]["position"]])[0] < SUCCESS
+        return [float(is_clear(readings, *end)), float(reached), forgets, *uncounted]
 
     def walk(self, reading: Reading, heading: float, forward_step: float, turn_angle: float) -> np.ndarray | None:
         """Where the expert stops that walks the reader's way; None if something is in the way."""
@@ -83,21 +99,70 @@ class House:
         return steps.positions[-1] if steps else None
 
 
-def no_count(text: str) -> str:
-    """The words with every number made the first."""
-    text = re.sub(r"[Ww]alk past \w+ \w+ and take the next", "Take the first", text)
-    return re.sub(rf"the ({'|'.join(ORDINALS)}|last)\b", "the first", text)
+def facts(episode: dict) -> tuple[str, Point, float, Point]:
+    """Words, start (x, z), heading (radians) and goal (x, z)."""
+    (x, _, z), (goal_x, _, goal_z) = episode["start_position"], episode["goals"][0]["position"]
+    _, y, _, w = episode["start_rotation"]
+    return episode["instruction"]["instruction_text"], (x, z), 2 * math.atan2(y, w), (goal_x, goal_z)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A way of one clause along a corridor: how far its goal is, and every thing that a number might mean (metres)."""
+
+    number: str
+    goal: float
+    things: list[float]
+
+    def is_solved(self, metres: float, looks: bool) -> bool:
+        """Whether who goes so far, or with `looks` to the nearest of the things there, is at the goal."""
+        end = min(self.things, key=lambda place: abs(place - metres)) if looks else metres
+        return abs(end - self.goal) < SUCCESS
+
+
+def counted(episode: dict, plan: Plan, pieces: list[Piece]) -> Counted | None:
+    """What matters of an episode to who counts steps; None where its words have several clauses."""
+    text, start, heading, goal = facts(episode)
+    if episode["info"]["clauses"] > 1:
+        return None
+    number = next(nth for nth in ORDINALS if f"the {nth} " in text)
+    ends = [r.place for nth in ORDINALS for r in read(with_number(text, nth), plan, pieces, start, heading)]
+    along = [max(abs(x - start[0]), abs(z - start[1])) for x, z in (goal, *ends)]
+    return Counted(number, along[0], along[1:])
+
+
+def best_metres(data_dir: Path, task: str) -> dict[tuple[str, bool], float]:
+    """How far to go for each number, without and with a look at the things there, to solve most of the train split."""
+    plans: dict[str, tuple[Plan, list[Piece]]] = {}
+    ways = defaultdict(list)
+    for episode in episodes_of(data_dir, task, "train"):
+        scene = data_dir / "scene_datasets" / episode["scene_id"]
+        plan = plans.setdefault(episode["scene_id"], read_plan(scene.with_name(f"{scene.stem}_plan.json")))
+        way = counted(episode, *plan)
+        if way:
+            ways[way.number].append(way)
+    grid = np.arange(0.0, 40.0, 0.25)
+    return {
+        (number, looks): float(max(grid, key=lambda metres: sum(way.is_solved(metres, looks) for way in found)))
+        for number, found in ways.items()
+        for looks in (False, True)
+    }
+
+
+def step_counters(way: Counted | None, metres: dict[tuple[str, bool], float]) -> list[float]:
+    """Whether those succeed that count their steps, without and with a look; NaN where there is no such walker."""
+    if way is None:
+        return [math.nan, math.nan]
+    return [float(way.is_solved(metres.get((way.number, looks), 0.0), looks)) for looks in (False, True)]
 
 
 def table(rows: dict[int, list[list[float]]]) -> str:
     """Means by clauses, as Markdown."""
-    lines = [
-        "| clauses | episodes | readings agree | the way, walked: SR | one that forgets | one that does not count |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    names = ("readings agree", "the way, walked: SR", "forgets", "the first", "the last", "counts steps", "and looks")
+    lines = [f"| clauses | episodes | {' | '.join(names)} |", "|---|---:" + "|---:" * len(names) + "|"]
     every = [row for found in rows.values() for row in found]
     for name, found in [*((str(key), rows[key]) for key in sorted(rows)), ("all", every)]:
-        means = " | ".join(f"{value:.3f}" for value in np.mean(found, axis=0))
+        means = " | ".join("—" if math.isnan(value) else f"{value:.3f}" for value in np.mean(found, axis=0))
         lines.append(f"| {name} | {len(found)} | {means} |")
     return "\n".join(lines)
 

@@ -11,6 +11,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m habitat_embedded_sim.houses", description=__doc__)
     for name, parameter in inspect.signature(ensure).parameters.items():
         many = isinstance(parameter.default, tuple)
+        if isinstance(parameter.default, bool):
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=parameter.default)
+            continue
         kind = float if many else type(parameter.default)
         parser.add_argument(f"--{name}", type=kind, nargs="+" if many else None, default=parameter.default)
     try:

@@ -6,6 +6,7 @@ from another.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from habitat_embedded_sim.houses.plan import Door, Plan, Rect, Room, make_window
 from habitat_embedded_sim.houses.style import ROOM_KINDS, Style, contrast
 
 CORRIDOR = 0  # index of the corridor among the rooms
-_LENGTH, _WIDTH, _DEPTH = (11.5, 14.5), (2.4, 2.7), (3.0, 3.9)  # of the corridor, and how deep its rooms are, metres
+LENGTH = (11.5, 14.5)  # of the corridor, metres
+_WIDTH, _DEPTH = (2.4, 2.7), (3.0, 3.9)  # of the corridor, and how deep its rooms are, metres
 _SHORTEST = 2.8  # side of a room along the corridor, between wall centres
 _NEXT = 0.35  # how often two neighbours share a door
 _JITTER = 0.3  # metres that a door or a piece of the corridor is off its middle
@@ -28,9 +30,9 @@ _FILLED = 0.85  # how many of the places along the corridor are taken
 _MIN_CONTRAST = 115.0  # RGB distance of a piece's colour from the walls around it
 
 
-def make_corridor_plan(rng: np.random.Generator, style: Style) -> Plan:
-    """Draw a corridor along x or z with three to five rooms on each side."""
-    length, width = round(float(rng.uniform(*_LENGTH)), 1), round(float(rng.uniform(*_WIDTH)), 1)
+def make_corridor_plan(rng: np.random.Generator, style: Style, long: Sequence[float] = LENGTH) -> Plan:
+    """Draw a corridor along x or z, so `long` (metres, from … to), with three rooms or more on each side."""
+    length, width = round(float(rng.uniform(long[0], long[1])), 1), round(float(rng.uniform(*_WIDTH)), 1)
     above, below = (round(float(d), 1) for d in rng.uniform(*_DEPTH, 2))
     low, high = above, round(above + width, 1)
     rects = [Rect(0.0, low, length, high)]

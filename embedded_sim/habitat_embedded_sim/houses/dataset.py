@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from habitat_embedded_sim.houses import directions
+from habitat_embedded_sim.houses.corridor import LENGTH
 from habitat_embedded_sim.houses.expert import FORWARD, Walk
 from habitat_embedded_sim.houses.instructions import vocabulary, words_of, write_instruction
 from habitat_embedded_sim.houses.route import DOOR_SHARES, Route, draw_goal, draw_route
@@ -33,6 +34,7 @@ _MANIFEST = "manifest.json"
 _GOAL_TRIES, _START_TRIES = 20, 6  # goals per wanted episode and starts per goal before a house is drawn anew
 _LONG_TRIES = 150  # ways drawn for a wanted episode before a house is drawn anew
 _SHARED = 2  # episodes that may end at the same goal
+_OLD = {"clauses": [], "corridor": [*LENGTH], "must_count": False}  # what manifests of older sets do not say
 _SPECIAL_WORDS = ["<pad>", "<unk>"]
 
 
@@ -54,6 +56,8 @@ class Settings:
     door_shares: tuple[float, ...]
     start_turn: float
     clauses: tuple[int, ...]
+    corridor: tuple[float, ...]
+    must_count: bool
     version: int = VERSION
 
 
@@ -88,6 +92,8 @@ def ensure(
     door_shares: Sequence[float] = DOOR_SHARES,
     start_turn: float = 180.0,
     clauses: Sequence[int] = (),
+    corridor: Sequence[float] = LENGTH,
+    must_count: bool = False,
     num_workers: int = 2,
 ) -> None:
     """Make the houses and episodes unless they are there.
@@ -96,9 +102,10 @@ def ensure(
     R2R-CE with splits train, val_seen and val_unseen. Lengths in metres, `turn_angle` in degrees (those of the expert
     that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors;
     a walker starts at most `start_turn` degrees off its way. `clauses` (each 1 … 5, in turn) makes long ways instead,
-    told in so many clauses, in houses with a corridor; `door_shares` and `start_turn` then count for nothing. The
-    same arguments give the same files, whatever `num_workers` is. Of several processes at the same time one makes
-    them, and the others wait for it. ValueError if the folder holds another set.
+    told in so many clauses, in houses with a `corridor` (metres, shortest and longest); `must_count` leaves out ways
+    that are right for who takes the first, or the last, whatever number the words ask for. `door_shares` and
+    `start_turn` then count for nothing. The same arguments give the same files, whatever `num_workers` is. Of several
+    processes at the same time one makes them, and the others wait for it. ValueError if the folder holds another set.
     """
     settings = Settings(
         name,
@@ -115,6 +122,8 @@ def ensure(
         tuple(float(share) for share in door_shares),
         float(start_turn),
         tuple(int(count) for count in clauses),
+        tuple(float(metres) for metres in corridor),
+        bool(must_count),
     )
     _check(settings)
     root = Path(data_dir)
@@ -171,6 +180,8 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"houses: clauses {settings.clauses}: use numbers of clauses from 1 to {MOST_CLAUSES}")
     if settings.clauses and 90 % settings.turn_angle:
         raise ValueError(f"houses: turn_angle {settings.turn_angle}: long ways need one that divides 90 degrees")
+    if len(settings.corridor) != 2 or not 8.5 <= settings.corridor[0] <= settings.corridor[1] <= 40:
+        raise ValueError(f"houses: corridor {settings.corridor}: give its shortest and longest, between 8.5 and 40 m")
     if not 0 <= settings.start_turn <= 180:
         raise ValueError(f"houses: start_turn {settings.start_turn}: use 0 to 180 degrees")
     if not 1 <= settings.turn_angle <= 90 or not 0.05 <= settings.forward_step <= 0.5:
@@ -186,7 +197,7 @@ def _is_made(folder: Path, settings: Settings) -> bool:
         return False
     manifest = folder / _MANIFEST
     try:
-        found = {"clauses": [], **json.loads(manifest.read_bytes())}  # older sets have short ways
+        found = {**_OLD, **json.loads(manifest.read_bytes())}
     except (OSError, ValueError, TypeError):
         found = {}
     wanted = json.loads(json.dumps(asdict(settings)))
@@ -204,7 +215,7 @@ def made_settings(folder: Path) -> Settings:
     """What the set in a folder was made of; ValueError where there is none."""
     try:
         row = json.loads((folder / _MANIFEST).read_bytes())
-        return Settings(**{**row, "door_shares": tuple(row["door_shares"])})
+        return Settings(**{**_OLD, **row, "door_shares": tuple(row["door_shares"])})
     except (OSError, ValueError, TypeError, KeyError):
         raise ValueError(f"houses: {folder} holds no whole set: make the houses first") from None
 
@@ -268,7 +279,9 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
     style = get_style(settings.style)
     for attempt in range(100):
         rng = np.random.default_rng([settings.seed, int(job.unseen), job.index, attempt])
-        world = make_world(rng, style, job.scenes / job.house, job.house, corridor=bool(settings.clauses))
+        world = make_world(
+            rng, style, job.scenes / job.house, job.house, corridor=settings.corridor if settings.clauses else ()
+        )
         draw = _draw_long if settings.clauses else _draw_episodes
         made: dict[str, list[dict]] = {}
         for split, count in job.wanted.items():
@@ -318,7 +331,8 @@ def _draw_long(rng: np.random.Generator, world: World, job: _Job, count: int) ->
     for number in range(count):
         clauses = settings.clauses[(number + job.index) % len(settings.clauses)]
         for _ in range(_LONG_TRIES):
-            told = draw_told_way(rng, world, clauses, settings.forward_step, settings.turn_angle)
+            steps = settings.forward_step, settings.turn_angle
+            told = draw_told_way(rng, world, clauses, *steps, settings.must_count)
             if told is not None:
                 way, text, geodesic = told
                 doors = sum(leg.door is not None for leg in way.legs)

@@ -46,14 +46,16 @@ TURN = ("turn {side}",)
 ALL = (*DOOR, *PAST, *OPPOSITE, *LEAVE, *OUT, *SIDE_DOOR, *OTHER, *BACK, *RETURN, *STOP, *STOP_IN_ROW, *TURN)
 
 
-def write_directions(rng: np.random.Generator, plan: Plan, pieces: list[Piece], way: Way) -> str:
-    """Words for the way; one sentence a clause."""
+def write_directions(rng: np.random.Generator, plan: Plan, pieces: list[Piece], way: Way) -> str | None:
+    """Words for the way, one sentence a clause; None where it would have to count farther than there are words."""
     sentences: list[str] = []
     for number, leg in enumerate(way.legs):
         if number and returns(way, number - 1):
             continue  # the way back to the first room has been told
         if leg.room == CORRIDOR:
             text = _in_corridor(rng, plan, pieces, way, number)
+            if text is None:
+                return None
             opening = "turn around, then " if not number and _turn(plan, way, 0) else ""
             sentences.append(opening + text)
             continue
@@ -136,7 +138,7 @@ def _in_room(rng: np.random.Generator, plan: Plan, way: Way, number: int) -> str
     return _pick(rng, SIDE_DOOR).format(side=side)
 
 
-def _in_corridor(rng: np.random.Generator, plan: Plan, pieces: list[Piece], way: Way, number: int) -> str:
+def _in_corridor(rng: np.random.Generator, plan: Plan, pieces: list[Piece], way: Way, number: int) -> str | None:
     """Which door or thing, counted among those that the walk has passed on that side."""
     axis, leg = along_axis(plan), way.legs[number]
     places, course = _places(way, number, axis), _course(plan, way, number)
@@ -149,7 +151,10 @@ def _in_corridor(rng: np.random.Generator, plan: Plan, pieces: list[Piece], way:
         assert leg.piece is not None
         side = _side(course, position, leg.piece.footprint.centre)
         same = [p for p in row if p.kind == leg.piece.kind and _side(course, position, p.footprint.centre) == side]
-        nth = ORDINALS[sum(begin < ahead * p.footprint.centre[axis] < end for p in same)]
+        before = sum(begin < ahead * p.footprint.centre[axis] < end for p in same)
+        if before >= len(ORDINALS):
+            return None
+        nth = ORDINALS[before]
         return _pick(rng, STOP_IN_ROW).format(nth=nth, kind=leg.piece.kind, side=side)
     if came and abs(came.point[axis] - leg.door.point[axis]) < _ACROSS:
         return _pick(rng, OPPOSITE)
@@ -160,11 +165,15 @@ def _in_corridor(rng: np.random.Generator, plan: Plan, pieces: list[Piece], way:
         for kind in sorted({p.kind for p in row}):
             things = [ahead * p.footprint.centre[axis] for p in row if p.kind == kind]
             things = [place for place in things if begin < place < target]
-            if len(things) > 1 and not any(place > max(things) for place in passed):
+            if 1 < len(things) <= len(NUMBERS) and not any(place > max(things) for place in passed):
                 number_of = NUMBERS[len(things) - 1]
                 return _pick(rng, PAST).format(number=number_of, kind=plural(kind), side=side)
     last = all(ahead * d.point[axis] <= target for d in doors)
-    nth = "last" if last and len(passed) > 0 and rng.random() < _LAST else ORDINALS[len(passed)]
+    if last and len(passed) > 0 and rng.random() < _LAST:
+        return _pick(rng, DOOR).format(nth="last", side=side)
+    if len(passed) >= len(ORDINALS):
+        return None
+    nth = ORDINALS[len(passed)]
     return _pick(rng, DOOR).format(nth=nth, side=side)
 
 

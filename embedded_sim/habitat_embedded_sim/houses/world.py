@@ -1,6 +1,7 @@
 """A generated house as the episode maker sees it: plan, furniture, walkable surface and what a camera sees."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,12 +53,14 @@ class World:
         return self.wide.is_navigable((x, 0.0, z), max_y_delta=0.1)
 
 
-def make_world(rng: np.random.Generator, style: Style, folder: Path, name: str, corridor: bool = False) -> World:
+def make_world(
+    rng: np.random.Generator, style: Style, folder: Path, name: str, corridor: Sequence[float] = ()
+) -> World:
     """Draw a house and write `<name>.glb`, `<name>_semantic.txt` and `<name>_semantic.ply` into `folder`.
 
-    With `corridor` one for long ways, and `<name>_plan.json` as well.
+    With a `corridor` (how long, metres) one for long ways, and `<name>_plan.json` as well.
     """
-    plan = make_corridor_plan(rng, style) if corridor else make_plan(rng, style)
+    plan = make_corridor_plan(rng, style, corridor) if corridor else make_plan(rng, style)
     pieces = furnish_corridor_plan(rng, plan) if corridor else furnish(rng, plan)
     objects = build(plan, pieces)
     folder.mkdir(parents=True, exist_ok=True)
