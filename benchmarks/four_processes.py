@@ -64,17 +64,18 @@ RFT = [
 STAGES: dict[str, tuple[str, list[str], str]] = {  # name → config, settings, where its checkpoints go
     "sft": ("vlnr1_sft", SFT, "checkpoints"),
     "rft": (
-        "vlnr1_rft",
+        "vlnr1_rft_recorded",
         [
             *RFT,
             *("vlnr1.rft.eval_on_start=false", "vlnr1.rft.per_device_train_batch_size=2"),
             "vlnr1.rft.held_out.records=2",
         ],
-        "rft/checkpoints",
+        "rft_recorded/checkpoints",
     ),
     "online": (
         "vlnr1_rft",
         [
+            "vlnr1/setup=embedded",
             "vlnr1/rft=online",
             *RFT,
             *("vlnr1.rft.per_device_train_batch_size=4", "vlnr1.rft.online.num_environments=2"),

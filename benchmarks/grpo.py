@@ -122,7 +122,7 @@ def trainer(options: argparse.Namespace, start: str, rollout: str) -> Any:
         "memory.budget": options.budget,
     }
     overrides = [f"vlnr1.{key}={value}" for key, value in settings.items()]
-    config = get_config("vlnr1_rft.yaml", ["vlnr1/memory=uniform_16", *overrides], CONFIGS)
+    config = get_config("vlnr1_rft_recorded.yaml", ["vlnr1/memory=uniform_16", *overrides], CONFIGS)
     records = open_records(config, [("embedded", "train"), ("embedded", "val_unseen")])
     ends = np.cumsum([len(episode.actions) for episode in records.episodes[: options.prompts]]) - 2
     made = make_trainer(config, start, None, Recorded(records, ends.tolist(), [0]))

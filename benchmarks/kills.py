@@ -47,8 +47,12 @@ STAGES: dict[str, tuple[str, list[str], list[str]]] = {  # name → config, sett
     "export": ("vlnr1_export", ["vlnr1.data.source=killed"], ["data/vln_ego/killed"]),
     "evaluation": ("vlnr1_sft", [*SFT, "habitat_baselines.evaluate=True"], [f"{RUN}/results"]),
     "sft": ("vlnr1_sft", SFT, [f"{RUN}/checkpoints"]),
-    "rft": ("vlnr1_rft", [*RFT, *RECORDED], [f"{RUN}/rft"]),
-    "online": ("vlnr1_rft", ["vlnr1/rft=online", *RFT, "vlnr1.rft.online.turns=2"], [f"{RUN}/rft"]),
+    "rft": ("vlnr1_rft_recorded", [*RFT, *RECORDED], [f"{RUN}/rft_recorded"]),
+    "online": (
+        "vlnr1_rft",
+        ["vlnr1/setup=embedded", "vlnr1/rft=online", *RFT, "vlnr1.rft.online.turns=2"],
+        [f"{RUN}/rft"],
+    ),
     "dagger": ("vlnr1_dagger", [*DAGGER, *SFT[2:]], [f"{RUN}/dagger", "data/vln_ego/embedded_run_dagger_1"]),
 }
 

@@ -8,7 +8,7 @@ next, but lack something:
 
 - forgets: what it has passed; it draws where it would have to know;
 - the first, the last: what number was asked for;
-- counts steps: it forgets as well, but goes as far as is best on the train split for the number asked for; and
+- counts steps: it forgets as well, but goes as far as is best for the number asked for, known in hindsight;
 - looks at that time: the same, but stops at the nearest thing of the kind asked for. It sees all of them at once, from
   any distance, so that few walkers with a step counter and no other memory will do as well.
 
@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     houses: dict[str, House] = {}
     rows = defaultdict(list)
-    metres = best_metres(options.data_dir, options.task)
+    metres = best_metres(options.data_dir, options.task, options.split)
     for episode in episodes_of(options.data_dir, options.task, options.split):
         scene = options.data_dir / "scene_datasets" / episode["scene_id"]
         house = houses.setdefault(episode["scene_id"], House(scene))
@@ -131,11 +131,11 @@ def counted(episode: dict, plan: Plan, pieces: list[Piece]) -> Counted | None:
     return Counted(number, along[0], along[1:])
 
 
-def best_metres(data_dir: Path, task: str) -> dict[tuple[str, bool], float]:
-    """How far to go for each number, without and with a look at the things there, to solve most of the train split."""
+def best_metres(data_dir: Path, task: str, split: str) -> dict[tuple[str, bool], float]:
+    """How far to go for each number, without and with a look at the things there, to solve most of the split."""
     plans: dict[str, tuple[Plan, list[Piece]]] = {}
     ways = defaultdict(list)
-    for episode in episodes_of(data_dir, task, "train"):
+    for episode in episodes_of(data_dir, task, split):
         scene = data_dir / "scene_datasets" / episode["scene_id"]
         plan = plans.setdefault(episode["scene_id"], read_plan(scene.with_name(f"{scene.stem}_plan.json")))
         way = counted(episode, *plan)

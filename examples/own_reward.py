@@ -1,6 +1,6 @@
 """Train with a reward of one's own: stage 2, rewarded by the function below.
 
-After `make quickstart`, in the repository's folder (it takes as long as `vlnr1_rft`; the second, two minutes at most):
+After `make quickstart`, in the repository's folder (as long as `vlnr1_rft_recorded`; the second, two minutes at most):
 
     .venv/bin/python examples/own_reward.py
     .venv/bin/python examples/own_reward.py vlnr1.rft.max_steps=20 vlnr1.rft.evaluate=false
@@ -35,7 +35,7 @@ def until_wrong(
 
 if __name__ == "__main__":  # python -m habitat_baselines.run … with this file's folder where Python looks first
     sys.argv[1:1] = [
-        "--config-name=vlnr1_rft",
+        "--config-name=vlnr1_rft_recorded",
         "vlnr1.rft.rewards=[{name: own_reward.until_wrong, weight: 1.0, bonus: 1.0}]",
         "vlnr1.rft.start=data/vlnr1/quickstart/checkpoints",
         "vlnr1.run_dir=data/vlnr1/own_reward",

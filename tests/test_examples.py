@@ -128,7 +128,7 @@ def test_training_with_a_reward_of_ones_own(run, home):
     batch = ["num_generations=4", "per_device_train_batch_size=8"]
     settings = [f"vlnr1.rft.{setting}" for setting in (*steps, *batch)]
     run("own_reward", *HOUSES, *settings, "vlnr1.data.rft_records.embedded=8", "vlnr1.model.cpu_threads=1")
-    state = home / "data/vlnr1/own_reward/rft/checkpoints/checkpoint-2/trainer_state.json"
+    state = home / "data/vlnr1/own_reward/rft_recorded/checkpoints/checkpoint-2/trainer_state.json"
     rows = [row for row in json.loads(state.read_text())["log_history"] if "kl" in row]
     assert len(rows) == 2 and all("rewards/until_wrong/mean" in row for row in rows)
 

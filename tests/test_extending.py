@@ -34,8 +34,9 @@ SMALL = [
 ]  # fmt: skip
 ONE_STEP = {
     "vlnr1_sft": ["vlnr1.sft.max_steps=1", "vlnr1.sft.per_device_train_batch_size=1", "vlnr1.sft.evaluate=false"],
-    "vlnr1_rft": ["vlnr1.rft.max_steps=1", "vlnr1.rft.num_generations=4", "vlnr1.rft.per_device_train_batch_size=4",
-                  "vlnr1.rft.evaluate=false", "vlnr1.rft.held_out.records=2", "vlnr1.data.rft_records.embedded=4"],
+    "vlnr1_rft_recorded": ["vlnr1.rft.max_steps=1", "vlnr1.rft.num_generations=4", "vlnr1.rft.evaluate=false",
+                           "vlnr1.rft.per_device_train_batch_size=4", "vlnr1.rft.held_out.records=2",
+                           "vlnr1.data.rft_records.embedded=4"],
 }  # fmt: skip
 
 
@@ -131,8 +132,8 @@ def test_the_commands_run(home, capsys):
         execute_exp(config, "train")
         card = json.loads((home / config.vlnr1.run_dir / "checkpoints/checkpoint-1/vlnr1.json").read_text())
         assert card[key] == value
-    execute_exp(config_of("my_rewards", *ONE_STEP["vlnr1_rft"]), "train")
-    state = json.loads(next((home / "data/vlnr1/quickstart/rft").rglob("trainer_state.json")).read_text())
+    execute_exp(config_of("my_rewards", *ONE_STEP["vlnr1_rft_recorded"]), "train")
+    state = json.loads(next((home / "data/vlnr1/quickstart/rft_recorded").rglob("trainer_state.json")).read_text())
     assert any("prefix" in key for line in state["log_history"] for key in line)
     config = config_of("my_policy", "habitat_baselines.num_environments=1")
     execute_exp(config, "eval")

@@ -15,10 +15,10 @@ from benchmarks import needs_history
 SMALL = {
     "name": "counting",
     "style": "plain",
-    "train_scenes": 14,
-    "train_episodes_per_scene": 8,
+    "train_scenes": 4,
+    "train_episodes_per_scene": 4,
     "val_seen_episodes": 0,
-    "val_unseen_scenes": 6,
+    "val_unseen_scenes": 10,
     "val_unseen_episodes_per_scene": 10,
     "turn_angle": 30.0,
     "forward_step": 0.5,
@@ -35,9 +35,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def ways(root: Path) -> list[needs_history.Counted]:
+def ways(root: Path, split: str = "val_unseen") -> list[needs_history.Counted]:
     found = []
-    for episode in needs_history.episodes_of(root, "counting", "val_unseen"):
+    for episode in needs_history.episodes_of(root, "counting", split):
         scene = root / "scene_datasets" / episode["scene_id"]
         found.append(needs_history.counted(episode, *read_plan(scene.with_name(f"{scene.stem}_plan.json"))))
     return found
@@ -45,7 +45,7 @@ def ways(root: Path) -> list[needs_history.Counted]:
 
 def share_solved(root: Path) -> list[float]:
     """Of the unseen episodes by who counts steps, without and with a look."""
-    metres = needs_history.best_metres(root, "counting")
+    metres = needs_history.best_metres(root, "counting", "val_unseen")
     return list(np.mean([needs_history.step_counters(way, metres) for way in ways(root)], axis=0))
 
 
@@ -54,14 +54,15 @@ def test_goals_are_neither_first_nor_last(data_dir: Path) -> None:
         nearer = sum(place < way.goal - 1.5 for place in way.things)
         farther = sum(place > way.goal + 1.5 for place in way.things)
         assert nearer == ORDINALS.index(way.number) > 0 and farther > 0
+    assert "first" in {way.number for way in ways(data_dir, "train")}  # what is learned from may be easier
 
 
 def test_counting_steps_does_not_replace_counting_things(data_dir: Path, tmp_path: Path) -> None:
     counts, looks = share_solved(data_dir)
-    assert counts < 0.5 and looks < 0.7
+    assert counts < 0.55 and looks < 0.8
     ensure(tmp_path, **SMALL)  # in short corridors, where the second is always about as far away
     counts, looks = share_solved(tmp_path)
-    assert counts > 0.6 and looks > 0.8
+    assert counts > 0.7 and looks > 0.85
 
 
 def test_the_command_line_knows_both_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

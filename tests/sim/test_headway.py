@@ -31,7 +31,7 @@ def task(tmp_path_factory):
     register()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("headway"))
-        config = get_config("vlnr1_rft.yaml", HOUSES, CONFIGS)
+        config = get_config("vlnr1_rft_recorded.yaml", HOUSES, CONFIGS)
         make_scenes(config)
         dataset = open_dataset(config.habitat)
         walks = {str(e.episode_id): tuple(dataset.ground_truth(e.episode_id).actions) for e in dataset.episodes}

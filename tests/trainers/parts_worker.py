@@ -1,6 +1,6 @@
 """One of two processes with ZeRO-3: what it holds of policy and reference, and what is left when a training is over.
 
-torchrun --nproc_per_node=2 tests/trainers/parts_worker.py <config folder> <overrides of vlnr1_rft>
+torchrun --nproc_per_node=2 tests/trainers/parts_worker.py <config folder> <overrides of vlnr1_rft_recorded>
 """
 
 import sys
@@ -52,7 +52,7 @@ def main() -> None:
     from habitat_vlnr1.trainers.processes import by_one
 
     register()
-    config = get_config("vlnr1_rft.yaml", sys.argv[2:], sys.argv[1])
+    config = get_config("vlnr1_rft_recorded.yaml", sys.argv[2:], sys.argv[1])
     state = join_processes(config)
     start = check_start(config)
     with nothing_left():

@@ -24,6 +24,8 @@ COMMON = ["vlnr1.model.image_size=56", "vlnr1.model.cpu_threads=1", "vlnr1.task.
 LORA = "vlnr1.model.lora={r: 2, lora_alpha: 4, target_modules: [q_proj, v_proj]}"
 SFT = ["vlnr1.sft.max_steps=2", "vlnr1.sft.save_steps=1", "vlnr1.sft.learning_rate=0.01", "vlnr1.sft.warmup_steps=0"]
 RFT = [
+    "vlnr1/setup=embedded",
+    "vlnr1/rft=quickstart",
     *("vlnr1.rft.max_steps=2", "vlnr1.rft.save_steps=1", "vlnr1.rft.per_device_train_batch_size=4"),
     *("vlnr1.rft.num_generations=4", "vlnr1.rft.eval_strategy=no", "vlnr1.rft.eval_on_start=false"),
 ]

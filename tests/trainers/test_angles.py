@@ -41,7 +41,9 @@ def config(tmp_path, monkeypatch):
     checkpoint.save("start", model, processor, card)
 
     def make(name, *overrides):
-        start = {"vlnr1_rft": ["vlnr1.rft.start=start"], "vlnr1_dagger": ["vlnr1.dagger.start=start"]}.get(name, [])
+        start = {"vlnr1_rft_recorded": ["vlnr1.rft.start=start"], "vlnr1_dagger": ["vlnr1.dagger.start=start"]}.get(
+            name, []
+        )
         return get_config(f"{name}.yaml", ["vlnr1.task.scenes=null", *start, *overrides], CONFIGS)
 
     return make
@@ -53,9 +55,12 @@ def config(tmp_path, monkeypatch):
         ("vlnr1_sft", ["vlnr1.data.sources=[embedded]"]),
         ("vlnr1_sft", ["vlnr1.data.sources=[fifteen,unknown,embedded]"]),
         ("vlnr1_sft", ["vlnr1.data.sources=[embedded]", "vlnr1.dry_run=true"]),
-        ("vlnr1_rft", ["~vlnr1.data.rft_records", "+vlnr1.data.rft_records={embedded: 1}"]),
-        ("vlnr1_rft", ["~vlnr1.data.rft_records", "+vlnr1.data.rft_records={fifteen: 1, embedded: 1}"]),
-        ("vlnr1_rft", ["~vlnr1.data.rft_records", "+vlnr1.data.rft_records={embedded: 1}", "vlnr1.dry_run=true"]),
+        ("vlnr1_rft_recorded", ["~vlnr1.data.rft_records", "+vlnr1.data.rft_records={embedded: 1}"]),
+        ("vlnr1_rft_recorded", ["~vlnr1.data.rft_records", "+vlnr1.data.rft_records={fifteen: 1, embedded: 1}"]),
+        (
+            "vlnr1_rft_recorded",
+            ["~vlnr1.data.rft_records", "+vlnr1.data.rft_records={embedded: 1}", "vlnr1.dry_run=true"],
+        ),
         ("vlnr1_dagger", ["vlnr1.data.sources=[fifteen,embedded]", "vlnr1.data.source=fifteen"]),
         ("vlnr1_il", ["vlnr1.data.sources=[unknown,embedded]"]),
     ],
@@ -64,7 +69,7 @@ def test_every_stage_refuses_other_angles_before_any_work(config, name, override
     before = sorted(tmp_path.rglob("*"))
     made = config(name, "vlnr1.protocol.turn_angle=15", *overrides)
     with pytest.raises(RecordError) as said:
-        baseline_registry.get_trainer(name)(made).train()
+        baseline_registry.get_trainer(made.habitat_baselines.trainer_name)(made).train()
     told = str(said.value)
     assert "\n" not in told and "source embedded" in told and "vlnr1.data.root" in told
     assert re.search(r"turn_angle 30 and forward_step 0\.5, but .* turn_angle 15 and forward_step 0\.5", told)
@@ -74,7 +79,7 @@ def test_every_stage_refuses_other_angles_before_any_work(config, name, override
 def test_what_the_reward_is_measured_on_is_looked_at_too(config):
     export("fifteen", {**RECORDED, "turn_angle": 30}, split="val_unseen")
     made = config(
-        "vlnr1_rft", "vlnr1.protocol.turn_angle=15", "vlnr1.data.source=fifteen", "~vlnr1.data.rft_records",
+        "vlnr1_rft_recorded", "vlnr1.protocol.turn_angle=15", "vlnr1.data.source=fifteen", "~vlnr1.data.rft_records",
         "+vlnr1.data.rft_records={fifteen: 1}",
     )  # fmt: skip
     with pytest.raises(RecordError, match="fifteen/val_unseen: source fifteen was recorded with turn_angle 30"):

@@ -42,7 +42,7 @@ def configured(home, monkeypatch):
 
     def make(*overrides):
         return get_config(
-            "vlnr1_rft.yaml",
+            "vlnr1_rft_recorded.yaml",
             [
                 "vlnr1.data.root=ego",
                 "vlnr1.run_dir=run",
@@ -299,12 +299,22 @@ def test_the_online_demonstration_starts_where_its_first_stage_ends():
     assert first.vlnr1.sft.max_steps < get_config("vlnr1_sft.yaml", [], CONFIGS).vlnr1.sft.max_steps / 10
 
 
-def test_the_cross_domain_stage_starts_from_the_quick_start_and_walks_elsewhere():
-    first, second = (get_config(f"vlnr1_{name}.yaml", [], CONFIGS) for name in ("sft", "rft_cross_domain"))
-    assert second.vlnr1.rft.start == first.habitat_baselines.checkpoint_folder
-    assert second.vlnr1.run_dir != first.vlnr1.run_dir and second.vlnr1.rft.online is not None
-    assert second.habitat.dataset.data_path != first.habitat.dataset.data_path
-    assert second.vlnr1.memory == first.vlnr1.memory and second.vlnr1.model == first.vlnr1.model
+def test_stage_2_starts_from_the_quick_start_and_walks_elsewhere():
+    names = ("sft", "rft", "rft_recorded")
+    first, walks, recorded = (get_config(f"vlnr1_{name}.yaml", [], CONFIGS) for name in names)
+    folders = {config.habitat_baselines.checkpoint_folder for config in (first, walks, recorded)}
+    assert len(folders) == 3  # so that both can be trained and looked at side by side
+    for second in (walks, recorded):
+        assert second.vlnr1.rft.start == first.habitat_baselines.checkpoint_folder
+        assert second.vlnr1.memory == first.vlnr1.memory and second.vlnr1.model == first.vlnr1.model
+    assert walks.vlnr1.rft.online is not None and recorded.vlnr1.rft.online is None
+    assert walks.habitat.dataset.data_path != first.habitat.dataset.data_path == recorded.habitat.dataset.data_path
+
+
+def test_stage_2_takes_set_up_and_settings_of_the_paper_from_groups():
+    paper = get_config("vlnr1_rft.yaml", ["vlnr1/setup=r2r", "vlnr1/rft=paper"], CONFIGS).vlnr1
+    assert paper.task.name == "r2r" and paper.rft.online is None and paper.rft.beta == 0.04
+    assert "epsilon_high" not in paper.rft and [row.name for row in paper.rft.rewards] == ["time_decayed"]
 
 
 def test_reward_parameters_are_bound():

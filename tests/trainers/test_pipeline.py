@@ -37,6 +37,8 @@ SMALL = [
     "vlnr1.eval.videos=1",
 ]
 SMALL_RFT = [
+    "vlnr1/setup=embedded",
+    "vlnr1/rft=quickstart",
     *(f"vlnr1.task.scenes.{setting}" for setting in [*SCENES, "val_unseen_episodes_per_scene=2"]),
     "vlnr1.data.rft_records.embedded=12",
     "vlnr1.rft.held_out.records=2",
@@ -271,7 +273,7 @@ def test_both_stages_are_evaluated_side_by_side(run, home, capsys):
 @pytest.mark.slow
 def test_online_rft_walks_and_is_rewarded_for_where_it_ends(run, home):
     start = home / "data/vlnr1/quickstart/checkpoints/checkpoint-4"
-    only_recorded = ("held_out", "eval_steps", "num_generations", "per_device")
+    only_recorded = ("vlnr1/rft", "held_out", "eval_steps", "num_generations", "per_device")
     settings = [setting for setting in SMALL_RFT if not any(word in setting for word in only_recorded)]
     small = ["vlnr1.rft.num_generations=4", "vlnr1.rft.per_device_train_batch_size=8", "vlnr1.rft.online.turns=2"]
     config = get_config(

@@ -37,7 +37,7 @@ def state_of(monkeypatch, processes, index=0):
 def test_several_processes_ask_for_the_export_that_one_would_make(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     state_of(monkeypatch, 8)
-    config = get_config("vlnr1_rft.yaml", [], CONFIGS)
+    config = get_config("vlnr1_rft_recorded.yaml", [], CONFIGS)
     with pytest.raises(MissingFileError) as error:
         fitting.export_missing(None, config, ["train", "val_unseen", "train"])
     told = str(error.value)
@@ -57,7 +57,7 @@ def test_each_process_has_its_own_gpu(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         monkeypatch.setenv("LOCAL_RANK", str(index % 8))
         assert gpus(on_own_gpu(config)) == wanted
-    without = get_config("vlnr1_rft.yaml", ["habitat.simulator.habitat_sim_v0.gpu_device_id=-1"], CONFIGS)
+    without = get_config("vlnr1_rft_recorded.yaml", ["habitat.simulator.habitat_sim_v0.gpu_device_id=-1"], CONFIGS)
     assert gpus(on_own_gpu(without)) == (5, -1)
 
 
@@ -93,6 +93,6 @@ def test_half_weights_without_masters_are_refused():
 def test_rollouts_of_different_length_under_zero3_are_refused():
     never = "+vlnr1.rft.ds3_gather_for_generation=false"
     with pytest.raises(VLNR1Error, match=r"ds3_gather_for_generation=false: .*leave the key out"):
-        rft_arguments(get_config("vlnr1_rft.yaml", [never], CONFIGS))
-    trl = get_config("vlnr1_rft.yaml", [never, "vlnr1.rft.rollout=trl"], CONFIGS)
+        rft_arguments(get_config("vlnr1_rft_recorded.yaml", [never], CONFIGS))
+    trl = get_config("vlnr1_rft_recorded.yaml", [never, "vlnr1.rft.rollout=trl"], CONFIGS)
     assert rft_arguments(trl).ds3_gather_for_generation is False

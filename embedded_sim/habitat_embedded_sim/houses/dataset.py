@@ -102,8 +102,8 @@ def ensure(
     R2R-CE with splits train, val_seen and val_unseen. Lengths in metres, `turn_angle` in degrees (those of the expert
     that made the ground truth); `door_shares` are the relative frequencies of draws that cross 0, 1, 2, … doors;
     a walker starts at most `start_turn` degrees off its way. `clauses` (each 1 … 5, in turn) makes long ways instead,
-    told in so many clauses, in houses with a `corridor` (metres, shortest and longest); `must_count` leaves out ways
-    that are right for who takes the first, or the last, whatever number the words ask for. `door_shares` and
+    told in so many clauses, in houses with a `corridor` (metres, shortest and longest); in the val splits `must_count`
+    leaves out ways that are right for who takes the first, or the last, whatever the words ask for. `door_shares` and
     `start_turn` then count for nothing. The same arguments give the same files, whatever `num_workers` is. Of several
     processes at the same time one makes them, and the others wait for it. ValueError if the folder holds another set.
     """
@@ -285,7 +285,7 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
         draw = _draw_long if settings.clauses else _draw_episodes
         made: dict[str, list[dict]] = {}
         for split, count in job.wanted.items():
-            made[split] = draw(rng, world, job, count)
+            made[split] = draw(rng, world, job, split, count)
             if len(made[split]) < count:
                 break
         else:
@@ -293,7 +293,7 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
     raise RuntimeError(f"houses: no episodes found for house {job.house} of seed {settings.seed}; try another seed")
 
 
-def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int) -> list[dict]:
+def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, split: str, count: int) -> list[dict]:
     """Up to `count` episodes; a goal serves at most _SHARED of them, from different starts."""
     settings = job.settings
     episodes: list[dict] = []
@@ -324,15 +324,15 @@ def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int
     return episodes
 
 
-def _draw_long(rng: np.random.Generator, world: World, job: _Job, count: int) -> list[dict]:
+def _draw_long(rng: np.random.Generator, world: World, job: _Job, split: str, count: int) -> list[dict]:
     """Up to `count` episodes with long ways, their numbers of clauses in turn."""
     settings = job.settings
+    must_count = settings.must_count and split != "train"
     episodes: list[dict] = []
     for number in range(count):
         clauses = settings.clauses[(number + job.index) % len(settings.clauses)]
         for _ in range(_LONG_TRIES):
-            steps = settings.forward_step, settings.turn_angle
-            told = draw_told_way(rng, world, clauses, *steps, settings.must_count)
+            told = draw_told_way(rng, world, clauses, settings.forward_step, settings.turn_angle, must_count)
             if told is not None:
                 way, text, geodesic = told
                 doors = sum(leg.door is not None for leg in way.legs)
