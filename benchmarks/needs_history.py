@@ -1,6 +1,6 @@
 """What a walker must know of what it has passed on long ways: readers of the words on the floor plan.
 
-    python benchmarks/needs_history.py [--task embedded_long] [--split val_unseen] [--data-dir data]
+    python benchmarks/needs_history.py [--task embedded_long] [--split val_unseen] [--within 2.0]
 
 The reader of `habitat_embedded_sim.houses.reader` follows each instruction on the plan, and the expert walks its way
 with the protocol's steps. Beside it, without walking, readers that know the plan, where they are and which words are
@@ -34,7 +34,6 @@ from habitat_embedded_sim.houses.told import with_number
 from habitat_embedded_sim.mesh import Mesh
 from habitat_embedded_sim.navmesh import NavGrid, NavMeshSettings
 
-SUCCESS = 2.0  # metres, as in protocol `embedded`
 WIDE = NavMeshSettings(cell_size=0.1, agent_radius=0.3)  # the way keeps this far from things
 REACHED = 0.35  # metres: nearer corners of the way are passed
 
@@ -46,16 +45,19 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--forward-step", type=float, default=0.5, help="metres")
     parser.add_argument("--turn-angle", type=float, default=30.0, help="degrees")
+    parser.add_argument(
+        "--within", type=float, default=2.0, help="metres from the goal that succeed (default: protocol `embedded`'s)"
+    )
     options = parser.parse_args()
     houses: dict[str, House] = {}
     rows = defaultdict(list)
-    metres = best_metres(options.data_dir, options.task, options.split)
+    metres = best_metres(options.data_dir, options.task, options.split, options.within)
     for episode in episodes_of(options.data_dir, options.task, options.split):
         scene = options.data_dir / "scene_datasets" / episode["scene_id"]
-        house = houses.setdefault(episode["scene_id"], House(scene))
+        house = houses.setdefault(episode["scene_id"], House(scene, options.within))
         values = house.try_episode(episode, options.forward_step, options.turn_angle)
         rows[episode["info"]["clauses"]].append(
-            values + step_counters(counted(episode, house.plan, house.pieces), metres)
+            values + step_counters(counted(episode, house.plan, house.pieces), metres, options.within)
         )
     print(table(rows))
 
@@ -67,9 +69,10 @@ def episodes_of(data_dir: Path, task: str, split: str) -> list[dict]:
 
 
 class House:
-    """Plan, furniture and walkable surface of one scene."""
+    """Plan, furniture and walkable surface of one scene; `within` so many metres of its goal an episode succeeds."""
 
-    def __init__(self, scene: Path) -> None:
+    def __init__(self, scene: Path, within: float) -> None:
+        self.within = within
         self.plan, self.pieces = read_plan(scene.with_name(f"{scene.stem}_plan.json"))
         mesh = Mesh.load(scene)
         self.grid = NavGrid.build(mesh.vertices, mesh.faces)
@@ -81,10 +84,14 @@ class House:
         end = (self.plan.room_at(*goal), goal)
         known = (self.plan, self.pieces, start, heading)
         readings = read(text, *known)
-        forgets = leads_to(read(text, *known, remembers=False), *end, within=SUCCESS)
-        uncounted = [leads_to(read(with_number(text, nth), *known), *end, within=SUCCESS) for nth in ("first", "last")]
+        forgets = leads_to(read(text, *known, remembers=False), *end, within=self.within)
+        uncounted = [
+            leads_to(read(with_number(text, nth), *known), *end, within=self.within) for nth in ("first", "last")
+        ]
         walked = self.walk(readings[0], heading, forward_step, turn_angle) if readings else None
-        reached = walked is not None and self.grid.find_path(walked, [episode["goals"][0]["position"]])[0] < SUCCESS
+        reached = (
+            walked is not None and self.grid.find_path(walked, [episode["goals"][0]["position"]])[0] < self.within
+        )
         return [float(is_clear(readings, *end)), float(reached), forgets, *uncounted]
 
     def walk(self, reading: Reading, heading: float, forward_step: float, turn_angle: float) -> np.ndarray | None:
@@ -114,10 +121,10 @@ class Counted:
     goal: float
     things: list[float]
 
-    def is_solved(self, metres: float, looks: bool) -> bool:
-        """Whether who goes so far, or with `looks` to the nearest of the things there, is at the goal."""
+    def is_solved(self, metres: float, looks: bool, within: float) -> bool:
+        """Whether who goes so far, or with `looks` to the nearest thing there, is `within` metres of the goal."""
         end = min(self.things, key=lambda place: abs(place - metres)) if looks else metres
-        return abs(end - self.goal) < SUCCESS
+        return abs(end - self.goal) < within
 
 
 def counted(episode: dict, plan: Plan, pieces: list[Piece]) -> Counted | None:
@@ -131,7 +138,7 @@ def counted(episode: dict, plan: Plan, pieces: list[Piece]) -> Counted | None:
     return Counted(number, along[0], along[1:])
 
 
-def best_metres(data_dir: Path, task: str, split: str) -> dict[tuple[str, bool], float]:
+def best_metres(data_dir: Path, task: str, split: str, within: float) -> dict[tuple[str, bool], float]:
     """How far to go for each number, without and with a look at the things there, to solve most of the split."""
     plans: dict[str, tuple[Plan, list[Piece]]] = {}
     ways = defaultdict(list)
@@ -143,17 +150,19 @@ def best_metres(data_dir: Path, task: str, split: str) -> dict[tuple[str, bool],
             ways[way.number].append(way)
     grid = np.arange(0.0, 40.0, 0.25)
     return {
-        (number, looks): float(max(grid, key=lambda metres: sum(way.is_solved(metres, looks) for way in found)))
+        (number, looks): float(
+            max(grid, key=lambda metres: sum(way.is_solved(metres, looks, within) for way in found))
+        )
         for number, found in ways.items()
         for looks in (False, True)
     }
 
 
-def step_counters(way: Counted | None, metres: dict[tuple[str, bool], float]) -> list[float]:
+def step_counters(way: Counted | None, metres: dict[tuple[str, bool], float], within: float) -> list[float]:
     """Whether those succeed that count their steps, without and with a look; NaN where there is no such walker."""
     if way is None:
         return [math.nan, math.nan]
-    return [float(way.is_solved(metres.get((way.number, looks), 0.0), looks)) for looks in (False, True)]
+    return [float(way.is_solved(metres.get((way.number, looks), 0.0), looks, within)) for looks in (False, True)]
 
 
 def table(rows: dict[int, list[list[float]]]) -> str:
