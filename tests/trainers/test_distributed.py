@@ -34,6 +34,7 @@ STAGES = {
         "vlnr1.rft.held_out.records=2",
     ],
 }
+RUNS = {"sft": ("vlnr1_sft", "checkpoints"), "rft": ("vlnr1_rft_recorded", "rft_recorded/checkpoints")}
 BATCH = {"sft": 2, "rft": 8}
 
 
@@ -53,12 +54,11 @@ def finish(command, home):  # noqa: F811
 
 def train(home, stage, name, processes, deepspeed):  # noqa: F811
     """The logged steps of a run."""
-    run = home / name
-    folder = run / ("rft/checkpoints" if stage == "rft" else "checkpoints")
+    config, folder = RUNS[stage]
     command = [
         *(torchrun(processes) if processes > 1 else [sys.executable]),
         str(ROOT / "tests/trainers/distributed_worker.py"),
-        f"vlnr1_{stage}",
+        config,
         CONFIGS,
         *ANY,
         *STAGES[stage],
@@ -67,7 +67,7 @@ def train(home, stage, name, processes, deepspeed):  # noqa: F811
         f"vlnr1/deepspeed={deepspeed}",
     ]
     finish(command, home)
-    history = json.loads((folder / "checkpoint-3/trainer_state.json").read_text())["log_history"]
+    history = json.loads((home / name / folder / "checkpoint-3/trainer_state.json").read_text())["log_history"]
     return [row for row in history if "grad_norm" in row]
 
 
