@@ -20,6 +20,7 @@ import gzip
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,23 +50,23 @@ def main() -> None:
         "--within", type=float, default=2.0, help="metres from the goal that succeed (default: protocol `embedded`'s)"
     )
     options = parser.parse_args()
-    houses: dict[str, House] = {}
+    episodes = episodes_of(options.data_dir, options.task, options.split)
+    scenes = options.data_dir / "scene_datasets"
+    houses = {name: House(scenes / name, options.within) for name in {episode["scene_id"] for episode in episodes}}
+    ways = [
+        counted(episode, houses[episode["scene_id"]].plan, houses[episode["scene_id"]].pieces) for episode in episodes
+    ]
+    metres = best_metres(ways, options.within)
     rows = defaultdict(list)
-    metres = best_metres(options.data_dir, options.task, options.split, options.within)
-    for episode in episodes_of(options.data_dir, options.task, options.split):
-        scene = options.data_dir / "scene_datasets" / episode["scene_id"]
-        house = houses.setdefault(episode["scene_id"], House(scene, options.within))
-        values = house.try_episode(episode, options.forward_step, options.turn_angle)
-        rows[episode["info"]["clauses"]].append(
-            values + step_counters(counted(episode, house.plan, house.pieces), metres, options.within)
-        )
+    for episode, way in zip(episodes, ways, strict=True):
+        values = houses[episode["scene_id"]].try_episode(episode, options.forward_step, options.turn_angle)
+        rows[episode["info"]["clauses"]].append(values + step_counters(way, metres, options.within))
     print(table(rows))
 
 
 def episodes_of(data_dir: Path, task: str, split: str) -> list[dict]:
-    return json.loads(gzip.decompress((data_dir / f"datasets/vln/{task}/{split}/{split}.json.gz").read_bytes()))[
-        "episodes"
-    ]
+    path = data_dir / f"datasets/vln/{task}/{split}/{split}.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes()))["episodes"]
 
 
 class House:
@@ -138,22 +139,18 @@ def counted(episode: dict, plan: Plan, pieces: list[Piece]) -> Counted | None:
     return Counted(number, along[0], along[1:])
 
 
-def best_metres(data_dir: Path, task: str, split: str, within: float) -> dict[tuple[str, bool], float]:
-    """How far to go for each number, without and with a look at the things there, to solve most of the split."""
-    plans: dict[str, tuple[Plan, list[Piece]]] = {}
-    ways = defaultdict(list)
-    for episode in episodes_of(data_dir, task, split):
-        scene = data_dir / "scene_datasets" / episode["scene_id"]
-        plan = plans.setdefault(episode["scene_id"], read_plan(scene.with_name(f"{scene.stem}_plan.json")))
-        way = counted(episode, *plan)
+def best_metres(ways: Iterable[Counted | None], within: float) -> dict[tuple[str, bool], float]:
+    """How far to go for each number, without and with a look at the things there, to solve most of the ways."""
+    by_number = defaultdict(list)
+    for way in ways:
         if way:
-            ways[way.number].append(way)
+            by_number[way.number].append(way)
     grid = np.arange(0.0, 40.0, 0.25)
     return {
         (number, looks): float(
             max(grid, key=lambda metres: sum(way.is_solved(metres, looks, within) for way in found))
         )
-        for number, found in ways.items()
+        for number, found in by_number.items()
         for looks in (False, True)
     }
 

@@ -45,8 +45,9 @@ def ways(root: Path, split: str = "val_unseen") -> list[needs_history.Counted]:
 
 def share_solved(root: Path, within: float) -> list[float]:
     """Of the unseen episodes by who counts steps, without and with a look."""
-    metres = needs_history.best_metres(root, "counting", "val_unseen", within)
-    return list(np.mean([needs_history.step_counters(way, metres, within) for way in ways(root)], axis=0))
+    found = ways(root)
+    metres = needs_history.best_metres(found, within)
+    return list(np.mean([needs_history.step_counters(way, metres, within) for way in found], axis=0))
 
 
 def test_goals_are_neither_first_nor_last(data_dir: Path) -> None:
