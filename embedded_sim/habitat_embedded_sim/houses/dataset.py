@@ -282,10 +282,12 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
         world = make_world(
             rng, style, job.scenes / job.house, job.house, corridor=settings.corridor if settings.clauses else ()
         )
-        draw = _draw_long if settings.clauses else _draw_episodes
         made: dict[str, list[dict]] = {}
         for split, count in job.wanted.items():
-            made[split] = draw(rng, world, job, split, count)
+            if settings.clauses:
+                made[split] = _draw_long(rng, world, job, count, settings.must_count and split != "train")
+            else:
+                made[split] = _draw_episodes(rng, world, job, count)
             if len(made[split]) < count:
                 break
         else:
@@ -293,7 +295,7 @@ def _make_house(job: _Job) -> dict[str, list[dict]]:
     raise RuntimeError(f"houses: no episodes found for house {job.house} of seed {settings.seed}; try another seed")
 
 
-def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, split: str, count: int) -> list[dict]:
+def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, count: int) -> list[dict]:
     """Up to `count` episodes; a goal serves at most _SHARED of them, from different starts."""
     settings = job.settings
     episodes: list[dict] = []
@@ -324,10 +326,9 @@ def _draw_episodes(rng: np.random.Generator, world: World, job: _Job, split: str
     return episodes
 
 
-def _draw_long(rng: np.random.Generator, world: World, job: _Job, split: str, count: int) -> list[dict]:
+def _draw_long(rng: np.random.Generator, world: World, job: _Job, count: int, must_count: bool) -> list[dict]:
     """Up to `count` episodes with long ways, their numbers of clauses in turn."""
     settings = job.settings
-    must_count = settings.must_count and split != "train"
     episodes: list[dict] = []
     for number in range(count):
         clauses = settings.clauses[(number + job.index) % len(settings.clauses)]
