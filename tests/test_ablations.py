@@ -70,6 +70,10 @@ def test_every_row_that_is_evaluated_is_in_a_table_and_the_other_way_round(jobs)
         assert {name for name, row in config.vlnr1.eval.policies.items() if row is not None} == read[setting], setting
 
 
+def test_both_stages_draw_as_many_of_the_records_that_only_go_on(jobs):
+    assert {(c.vlnr1.sft.keep_straight, c.vlnr1.rft.keep_straight) for c in jobs.values()} == {(0.1, 0.1)}
+
+
 def test_a_setting_differs_from_the_papers_choice_in_its_value_alone(jobs):
     def differs(setting, group):
         ours, chosen = (OmegaConf.to_container(jobs[s, "1"].vlnr1, resolve=True) for s in (setting, group))
